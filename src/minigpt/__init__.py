@@ -1,0 +1,1 @@
+"""A DVC pipeline that trains, compares and ships the Keras miniature GPT."""

@@ -1,0 +1,419 @@
+"""Reviews: fetched, verified, read into one table, stored as Parquet, and split in two."""
+
+import gzip
+import hashlib
+import json
+import os
+import posixpath
+import re
+import tarfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import requests
+import urllib3
+
+from minigpt.errors import InputError
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.string()),
+        ("rating", pa.int8()),
+        ("text", pa.string()),
+    ]
+)
+
+# Twelve times the official archive: a body that announces no length must not fill the disk.
+MAX_UNANNOUNCED_BYTES = 2**30
+_CHUNK_BYTES = 2**16
+_REVIEW_NAME = re.compile(r"([0-9]{1,18})_([0-9]{1,2})\.txt")
+# What a broken line or a busy host raises, from before the first byte to the middle of the body.
+_PASSING = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+
+
+def fetch(
+    url: str,
+    sha256: str,
+    directory: Path,
+    progress: Callable[[int, int | None], None] | None = None,
+    *,
+    attempts: int = 5,
+    timeout_s: float = 30.0,
+    backoff_s: float = 1.0,
+) -> Path:
+    """Return a local archive whose checksum is verified, downloading it where need be.
+
+    Args:
+        url: http(s):// (downloaded), or file:// or a plain path (used where it lies).
+        sha256: The archive's checksum, 64 hexadecimal digits.
+        directory: Where downloads are kept, as <sha256>.tar.gz, and broken ones resumed, as .part.
+        progress: Called as bytes arrive with the bytes so far and in all (None where unknown).
+        attempts: Requests made before giving up.
+        timeout_s: Longest wait for a connection, or for the next bytes.
+        backoff_s: Pause before the second attempt; each later pause is twice as long.
+
+    Returns:
+        The path of the archive.
+
+    Raises:
+        InputError: The archive can't be had, or its checksum is another.
+    """
+    sha256 = sha256.lower()
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InputError(
+            f"corpus.sha256={sha256!r} is not a sha256: give the 64 hexadecimal digits that "
+            f"`sha256sum` prints for {url}."
+        )
+    if not re.match("https?://", url, re.IGNORECASE):
+        path = _local_path(url)
+        if (found := _sha256(path)) != sha256:
+            raise _wrong_checksum(url, sha256, found, "The file is left as it is.")
+        return path
+
+    directory.mkdir(parents=True, exist_ok=True)
+    archive, part = directory / f"{sha256}.tar.gz", directory / f"{sha256}.part"
+    if archive.is_file() and _sha256(archive) == sha256:
+        return archive
+    reason: object = None
+    for attempt in range(attempts):
+        if attempt:
+            time.sleep(backoff_s * 2 ** (attempt - 1))
+        try:
+            reason = _download(url, part, progress, timeout_s)
+        except _PASSING as error:
+            reason = error
+        except OSError as error:  # a URL that no request can mend, or a disk that is full
+            raise InputError(f"{url} can't be fetched into {directory}: {error}") from error
+        if reason is None:
+            break
+    else:
+        raise InputError(
+            f"{url} could not be downloaded in {attempts} attempts (last: {reason}). Three ways "
+            "on: a mirror (`dvc exp run -S corpus.url=https://... -S corpus.sha256=...`, or edit "
+            "corpus.url in params.yaml), a local file (corpus.url=/path/to/aclImdb_v1.tar.gz), or "
+            "the embedded sample (`make demo`). What has arrived is kept and resumed next time."
+        )
+    if (found := _sha256(part)) != sha256:
+        part.unlink()
+        raise _wrong_checksum(url, sha256, found, "The download is deleted.")
+    os.replace(part, archive)
+    return archive
+
+
+def _download(
+    url: str, part: Path, progress: Callable[[int, int | None], None] | None, timeout_s: float
+) -> str | None:
+    """Bring `part` up to the whole body; returns why not, where trying again may help."""
+    done = part.stat().st_size if part.exists() else 0
+    # Counted, resumed and hashed as stored: some hosts label a .gz file as a compressed transfer.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
+    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
+        status = response.status_code
+        resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
+        if done and (status == 416 or (status == 206 and not resumed)):
+            part.unlink()
+            return _download(url, part, progress, timeout_s)
+        if status == 429 or status >= 500:
+            return f"{status} {response.reason}"
+        if status != 200 and not (done and status == 206):
+            raise InputError(
+                f"{url} answered {status} {response.reason}: check corpus.url in params.yaml, or "
+                "give a local file (corpus.url=/path/to/aclImdb_v1.tar.gz)."
+            )
+        done = done if status == 206 else 0
+        announced = response.raw.length_remaining
+        total = None if announced is None else done + announced
+        with part.open("ab" if done else "wb") as file:
+            for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+                file.write(chunk)
+                done += len(chunk)
+                if total is None and done > MAX_UNANNOUNCED_BYTES:
+                    part.unlink()
+                    raise InputError(
+                        f"{url} sends over {MAX_UNANNOUNCED_BYTES:,} bytes without announcing how "
+                        "many: check corpus.url, or give a local file (corpus.url=/path/to/file)."
+                    )
+                if progress:
+                    progress(done, total)
+    return None
+
+
+def _local_path(url: str) -> Path:
+    """Return the path of an existing file given as a file:// URL or a path."""
+    parts = urlsplit(url)
+    if "://" in url and (parts.scheme != "file" or parts.netloc not in ("", "localhost")):
+        raise InputError(
+            f"corpus.url={url} is neither http:// nor https://, nor a file: give such a URL, "
+            "file:///absolute/path, or a plain path."
+        )
+    path = Path(url2pathname(parts.path) if "://" in url else url).expanduser()
+    if not path.is_file():
+        raise _missing("corpus.url", path)
+    return path
+
+
+def _missing(key: str, path: Path) -> InputError:
+    message = f"{key}: there is no such file or folder: {path}"
+    if os.environ.get("DVC_EXP_NAME") and not path.is_absolute():
+        message += (
+            ". Experiments run in a copy of the project that holds only tracked files: `dvc add` "
+            "it, or give an absolute path"
+        )
+    return InputError(message + ".")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _wrong_checksum(url: str, expected: str, found: str, then: str) -> InputError:
+    return InputError(
+        f"{url} has the wrong checksum: expected sha256 {expected}, found {found}. {then} "
+        "Check corpus.url and corpus.sha256, and run again."
+    )
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; TarFile would take it for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset} of the tar") from error
+
+
+def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") -> pa.Table:
+    """Read the reviews of some folders straight out of a .tar.gz, in one pass.
+
+    Args:
+        path: The archive, in the layout of the Large Movie Review Dataset:
+            <top>/<split>/<label>/<n>_<rating>.txt, and any other members beside them.
+        folders: The folders to read, such as "aclImdb/train/pos"; nothing else is taken.
+        undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
+
+    Returns:
+        A table of `SCHEMA` in the order of the folders, then of the number n.
+
+    Raises:
+        InputError: The archive is damaged, unsafe or lacks a folder, or a review is unusable.
+    """
+    order = {posixpath.normpath(folder): number for number, folder in enumerate(folders)}
+    if short := [folder for folder in order if folder.count("/") < 2]:
+        raise InputError(f"corpus.folders: {short[0]!r} must read top/split/label.")
+    others: set[str] = set()
+    found: list[tuple[int, int, int, dict[str, Any]]] = []  # folder's number, n, rating, review
+    try:
+        with (
+            gzip.open(path) as stream,
+            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+        ):
+            for member in archive:
+                where = f"{path}: member {member.name!r}"
+                if not (member.isreg() or member.isdir()):
+                    raise InputError(f"{where} is a link or a device: such archives are refused.")
+                if member.name.startswith("/") or ".." in member.name.split("/"):
+                    raise InputError(f"{where} lies outside the archive: such are refused.")
+                folder, file_name = posixpath.split(posixpath.normpath(member.name))
+                if member.isdir() or folder not in order:
+                    others.add(folder)
+                    continue
+                if not (name := _REVIEW_NAME.fullmatch(file_name)):
+                    raise InputError(f"{where} is not named <n>_<rating>.txt: rename or drop it.")
+                file = archive.extractfile(member)
+                assert file is not None  # a regular member has one
+                _, *parents, label = folder.split("/")
+                review = {
+                    "id": "/".join([*parents, label, file_name.removesuffix(".txt")]),
+                    "split": parents[-1],
+                    "label": label,
+                    "rating": int(name[2]),
+                    "text": _text(file.read(), where, undecodable),
+                }
+                found.append((order[folder], int(name[1]), int(name[2]), review))
+            # The checksum of the compressed data stands behind its last byte.
+            while stream.read(_CHUNK_BYTES):
+                pass
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise InputError(
+            f"{path} is not a whole .tar.gz archive ({error}): download it again, or give another "
+            "one as corpus.url."
+        ) from error
+    if empty := set(order.values()) - {folder_number for folder_number, *_ in found}:
+        raise InputError(
+            f"{path}: the folder {list(order)[min(empty)]!r} of corpus.folders holds no reviews; "
+            f"the archive's other folders: {', '.join(sorted(others)[:20])}."
+        )
+    found.sort(key=lambda entry: entry[:3])
+    return _table(path, [review for *_, review in found])
+
+
+def read_files(path: Path, text_column: str = "text", undecodable: str = "fail") -> pa.Table:
+    """Read a corpus of the user's own.
+
+    Args:
+        path: A folder, whose .txt files at any depth are the reviews (id: relative path without
+            .txt), or a .jsonl or .parquet file with the columns text_column and, where there,
+            id (otherwise the number of the line or row), split, label and rating.
+        text_column: The column that holds the text.
+        undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
+
+    Returns:
+        A table of `SCHEMA`: files in the order of their ids, lines and rows as they stand.
+
+    Raises:
+        InputError: There is no such corpus, or a review is unusable.
+    """
+    if path.is_dir():
+        rows = _folder_rows(path, text_column)
+    elif not path.exists():
+        raise _missing("corpus.url", path)
+    elif path.suffix == ".jsonl":
+        rows = _json_rows(path, undecodable)
+    elif path.suffix == ".parquet":
+        rows = _parquet_rows(path, text_column)
+    else:
+        raise InputError(f"corpus.url: {path} is not a folder of .txt, a .jsonl or a .parquet.")
+    reviews = []
+    for number, row in rows:
+        review = {name: row.get(name) for name in ("id", "split", "label", "rating")}
+        review["id"] = str(number if review["id"] is None else review["id"])
+        text, where = row.get(text_column), f"{path}: review {review['id']!r}"
+        if not isinstance(text, str | bytes):
+            raise InputError(f"{where} has no text in {text_column!r} (corpus.text_column).")
+        if isinstance(text, str):  # JSON can escape half of a surrogate pair
+            text = text.encode("utf-8", "surrogatepass")
+        review["text"] = _text(text, where, undecodable)
+        reviews.append(review)
+    return _table(path, reviews)
+
+
+def _folder_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    files = {file.relative_to(path).as_posix()[:-4]: file for file in path.rglob("*.txt")}
+    for number, name in enumerate(sorted(files)):
+        if files[name].is_file():
+            yield number, {"id": name, text_column: files[name].read_bytes()}
+
+
+def _json_rows(path: Path, undecodable: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                row = json.loads(_text(line, where, undecodable))
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{where} is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{where} is not a JSON object with a column for the text.")
+            yield number, row
+
+
+def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            wanted = {text_column, *SCHEMA.names} & set(file.schema_arrow.names)
+            table = file.read(sorted(wanted))
+        if text_column in wanted:
+            # As bytes, because Arrow does not check that a file's strings are UTF-8.
+            texts = table[text_column].cast(pa.large_binary())
+            table = table.drop_columns(text_column).append_column(text_column, texts)
+        yield from enumerate(table.to_pylist(), start=1)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as Parquet: {error}") from error
+
+
+def _text(data: bytes, where: str, undecodable: str) -> str:
+    """Decode one text, without the byte order mark that some editors write."""
+    try:
+        text = data.decode("utf-8", "replace" if undecodable == "replace" else "strict")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{where}: byte {error.start} is not UTF-8: mend it, or set corpus.undecodable=replace."
+        ) from error
+    text = text.removeprefix("\ufeff")
+    if not text or text.isspace():
+        raise InputError(f"{where} is empty: write something there or drop it.")
+    return text
+
+
+def _table(source: Path, reviews: list[dict[str, Any]]) -> pa.Table:
+    """Put reviews into a table of `SCHEMA`, checking what holds for all of them."""
+    if not reviews:
+        raise InputError(f"{source} holds no reviews.")
+    review_id, times = Counter(review["id"] for review in reviews).most_common(1)[0]
+    if times > 1:
+        raise InputError(
+            f"{source}: the id {review_id!r} is there {times} times: make them differ."
+        )
+    columns = {name: [review[name] for review in reviews] for name in SCHEMA.names}
+    columns["split"] = ["" if value is None else str(value) for value in columns["split"]]
+    columns["label"] = [None if value is None else str(value) for value in columns["label"]]
+    try:
+        # Inferred and then cast: asked for int8 at once, Arrow would cut 7.5 to 7.
+        ratings = pa.array(columns["rating"]).cast(pa.int8())
+        return pa.table(columns | {"rating": ratings}, schema=SCHEMA)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise InputError(f"{source}: an id, label or rating can't be stored: {error}.") from error
+
+
+def write_reviews(table: pa.Table, path: Path) -> None:
+    """Write reviews as Parquet: the same table gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    pq.write_table(table.combine_chunks(), part, compression="zstd", write_page_checksum=True)
+    os.replace(part, path)
+
+
+def read_reviews(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read what `write_reviews` wrote.
+
+    Args:
+        path: The Parquet file.
+        columns: The columns to read; all of them by default.
+
+    Returns:
+        The table, with the columns in the order asked for.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    names = SCHEMA.names if columns is None else list(columns)
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(names).select(names)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise InputError(
+            f"{path} is missing or damaged ({error}): `dvc repro download` makes it anew."
+        ) from error
+
+
+def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:
+    """Say which reviews are held out: a hash of the id alone, so adding reviews moves none.
+
+    Args:
+        ids: The reviews' ids, (N,).
+        fraction: The share to hold out, from 0 to 1.
+
+    Returns:
+        Booleans, (N,).
+    """
+    names = ids if isinstance(ids, Sequence) else ids.to_pylist()
+    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    return np.frombuffer(b"".join(hashes), dtype=">u8") / 2**64 < fraction

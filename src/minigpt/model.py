@@ -1,0 +1,315 @@
+"""The miniature GPT: token and position embeddings, causal transformer blocks, a head over words.
+
+The model of https://keras.io/examples/generative/text_generation_with_miniature_gpt/ with its
+post-normalised block (Vaswani et al., 2017) and initialisers, in keras.ops, so that it runs on each
+Keras backend.  Shapes: B sequences, T positions, K cached positions, H heads, D a head's width,
+C a token's width, V words.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from minigpt.errors import InputError
+from minigpt.vocabulary import Vocabulary
+from minigpt.vocabulary import load as load_vocabulary
+
+MODEL_FILE = "minigpt.keras"
+VOCABULARY_FILE = "vocabulary.txt"
+CONFIG_FILE = "config.json"
+
+
+@keras.saving.register_keras_serializable("minigpt")
+class TransformerBlock(layers.Layer):
+    """Causal self-attention and a feed-forward layer, each added and then normalised.
+
+    The projections have the shapes and initialisers of `keras.layers.MultiHeadAttention`, which
+    keeps no keys and values between calls; decoding needs them.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        key_dim: int,
+        feed_forward_dim: int,
+        dropout: float,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.settings = {
+            "embed_dim": embed_dim,
+            "num_heads": num_heads,
+            "key_dim": key_dim,
+            "feed_forward_dim": feed_forward_dim,
+            "dropout": dropout,
+        }
+        policy = self.dtype_policy
+
+        def heads(name: str) -> layers.EinsumDense:
+            return layers.EinsumDense(
+                "btc,chd->bthd", (None, num_heads, key_dim), bias_axes="hd", dtype=policy, name=name
+            )
+
+        self.query, self.key, self.value = heads("query"), heads("key"), heads("value")
+        self.attention_output = layers.EinsumDense(
+            "bthd,hdc->btc", (None, embed_dim), bias_axes="c", dtype=policy, name="attention_output"
+        )
+        self.expand = layers.Dense(feed_forward_dim, "relu", dtype=policy, name="expand")
+        self.contract = layers.Dense(embed_dim, dtype=policy, name="contract")
+        self.attention_norm = layers.LayerNormalization(
+            epsilon=1e-6, dtype=policy, name="attention_norm"
+        )
+        self.feed_forward_norm = layers.LayerNormalization(
+            epsilon=1e-6, dtype=policy, name="feed_forward_norm"
+        )
+        self.attention_dropout = layers.Dropout(dropout, dtype=policy, name="attention_dropout")
+        self.feed_forward_dropout = layers.Dropout(
+            dropout, dtype=policy, name="feed_forward_dropout"
+        )
+
+    def call(
+        self,
+        x: Any,
+        mask: Any,
+        cache: tuple[Any, Any] | None = None,
+        column: Any = 0,
+        training: bool | None = None,
+    ) -> tuple[Any, tuple[Any, Any]]:
+        """Attends and feeds forward.
+
+        Args:
+            x: (B, T, C).
+            mask: bool, broadcast to (B, H, T, K): which cached position each position may see.
+            cache: keys and values, (B, K, H, D) each; None: this call's own (K = T).
+            column: where this call's keys and values go in the cache.
+            training: whether dropout is on.
+
+        Returns:
+            (B, T, C), and the keys and values with this call's in them.
+        """
+        query, keys, values = self.query(x), self.key(x), self.value(x)  # (B, T, H, D)
+        if cache is not None:
+            keys = ops.slice_update(cache[0], (0, column, 0, 0), keys)  # (B, K, H, D)
+            values = ops.slice_update(cache[1], (0, column, 0, 0), values)
+        query = query * self.settings["key_dim"] ** -0.5
+        scores = ops.einsum("bthd,bkhd->bhtk", query, keys)
+        # In float32 whatever the policy, like Keras's own Softmax under mixed precision.
+        scores = ops.where(mask, ops.cast(scores, "float32"), -1e9)
+        weights = ops.cast(ops.softmax(scores), values.dtype)
+        attended = ops.einsum("bhtk,bkhd->bthd", weights, values)
+        attended = self.attention_dropout(self.attention_output(attended), training=training)
+        x = self.attention_norm(x + attended)
+        fed = self.feed_forward_dropout(self.contract(self.expand(x)), training=training)
+        return self.feed_forward_norm(x + fed), (keys, values)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the weights for inputs of (B, T, C)."""
+        heads = (None, None, self.settings["num_heads"], self.settings["key_dim"])
+        for layer in (self.query, self.key, self.value):
+            layer.build(input_shape)
+        self.attention_output.build(heads)
+        self.expand.build(input_shape)
+        self.contract.build((None, None, self.settings["feed_forward_dim"]))
+        self.attention_norm.build(input_shape)
+        self.feed_forward_norm.build(input_shape)
+        self.built = True
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this layer again."""
+        return {**super().get_config(), **self.settings}
+
+
+@keras.saving.register_keras_serializable("minigpt")
+class MiniGPT(keras.Model):
+    """Token ids in, logits of each position's next token out.
+
+    Args:
+        vocabulary_size: V, rows of the token embedding and of the head.
+        context_length: positions that can be told apart.
+        embed_dim: C.
+        num_blocks: transformer blocks.
+        num_heads: H.
+        key_dim: D, the width of one head.
+        feed_forward_dim: hidden width of a block's feed-forward layer.
+        dropout: share dropped after attention and after the feed-forward layer.
+        tied_embeddings: whether the head is the transposed token embedding (Press and Wolf, 2017).
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        context_length: int,
+        embed_dim: int,
+        num_blocks: int,
+        num_heads: int,
+        key_dim: int,
+        feed_forward_dim: int,
+        dropout: float,
+        tied_embeddings: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.settings = {
+            "vocabulary_size": vocabulary_size,
+            "context_length": context_length,
+            "embed_dim": embed_dim,
+            "num_blocks": num_blocks,
+            "num_heads": num_heads,
+            "key_dim": key_dim,
+            "feed_forward_dim": feed_forward_dim,
+            "dropout": dropout,
+            "tied_embeddings": tied_embeddings,
+        }
+        policy = self.dtype_policy
+        self.token_embedding = layers.Embedding(
+            vocabulary_size, embed_dim, dtype=policy, name="token_embedding"
+        )
+        self.position_embedding = layers.Embedding(
+            context_length, embed_dim, dtype=policy, name="position_embedding"
+        )
+        self.blocks = [
+            TransformerBlock(
+                embed_dim,
+                num_heads,
+                key_dim,
+                feed_forward_dim,
+                dropout,
+                dtype=policy,
+                name=f"block_{number}",
+            )
+            for number in range(num_blocks)
+        ]
+        if not tied_embeddings:
+            self.head_kernel = self.add_weight(
+                (embed_dim, vocabulary_size), "glorot_uniform", name="head_kernel"
+            )
+        self.head_bias = self.add_weight((vocabulary_size,), "zeros", name="head_bias")
+        self.token_embedding.build((None, context_length))
+        self.position_embedding.build((context_length,))
+        for block in self.blocks:
+            block.build((None, context_length, embed_dim))
+        self.built = True
+
+    @property
+    def head(self) -> tuple[Any, Any]:
+        """The projection to words: kernel (C, V) and bias (V,)."""
+        if self.settings["tied_embeddings"]:
+            kernel = ops.transpose(self.token_embedding.embeddings)
+        else:
+            kernel = ops.convert_to_tensor(self.head_kernel)
+        return kernel, ops.convert_to_tensor(self.head_bias)
+
+    def hidden(self, tokens: Any, training: bool | None = None) -> Any:
+        """The last block's output, (B, T, C), for whole sequences of token ids, (B, T)."""
+        length = tokens.shape[1]
+        positions = ops.arange(length)
+        mask = positions[:, None] >= positions  # (T, T): a position sees itself and those before
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        for block in self.blocks:
+            x, _ = block(x, mask, training=training)
+        return x
+
+    def call(self, tokens: Any, training: bool | None = None) -> Any:
+        """Logits, float32 (B, T, V), for token ids, int32 (B, T)."""
+        return self.project(self.hidden(tokens, training=training))
+
+    def project(self, hidden: Any) -> Any:
+        """Logits, float32 (..., V), of hidden states (..., C)."""
+        kernel, bias = self.head
+        logits = ops.matmul(hidden, ops.cast(kernel, hidden.dtype))
+        return ops.cast(logits, "float32") + ops.cast(bias, "float32")
+
+    def empty_cache(self, batch_size: int, columns: int) -> list[tuple[Any, Any]]:
+        """Room for the keys and values of `columns` positions in every block."""
+        shape = (batch_size, columns, self.settings["num_heads"], self.settings["key_dim"])
+        return [(ops.zeros(shape, self.compute_dtype),) * 2 for _ in self.blocks]
+
+    def advance(
+        self, tokens: Any, column: Any, padding: Any, cache: list[tuple[Any, Any]]
+    ) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Reads T more tokens of each row, seeing those before through the cache.
+
+        Rows are aligned on the right: row b's text begins in column `padding[b]`, at position 0.
+
+        Args:
+            tokens: int32 (B, T), the tokens of columns `column` to `column` + T - 1.
+            column: where they go.
+            padding: int32 (B,), columns before each row's text.
+            cache: keys and values of each block, as `empty_cache` makes them.
+
+        Returns:
+            Hidden states (B, T, C) and the cache with these tokens in it.
+        """
+        columns = column + ops.arange(tokens.shape[1])  # (T,)
+        positions = ops.maximum(columns - padding[:, None], 0)  # (B, T)
+        cached = ops.arange(cache[0][0].shape[1])  # (K,)
+        seen = cached <= columns[:, None]  # (T, K)
+        mask = seen & (cached >= padding[:, None, None])  # (B, T, K)
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        updated = []
+        for block, kept in zip(self.blocks, cache, strict=True):
+            x, kept = block(x, mask[:, None], cache=kept, column=column)
+            updated.append(kept)
+        return x, updated
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make this model again."""
+        return {**super().get_config(), **self.settings}
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """What a model directory holds: all that is needed to evaluate, sample and serve."""
+
+    network: MiniGPT
+    vocabulary: Vocabulary
+    config: dict[str, Any]
+
+
+def save(directory: Path, network: MiniGPT, vocabulary: Vocabulary, config: dict[str, Any]) -> None:
+    """Writes a model directory, beside its place and then renamed.
+
+    Args:
+        directory: replaced whole when it is there.
+        network: the trained model.
+        vocabulary: the one that it was trained with.
+        config: the resolved configuration, plain values only.
+    """
+    beside = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    network.save(beside / MODEL_FILE)
+    vocabulary.save(beside / VOCABULARY_FILE)
+    (beside / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    beside.replace(directory)
+
+
+def load(directory: Path) -> ModelDirectory:
+    """Reads a model directory; no code of its files is run (Keras's safe mode, no pickle).
+
+    Raises:
+        InputError: a file is missing or malformed, or the parts do not fit each other.
+    """
+    try:
+        network = keras.saving.load_model(directory / MODEL_FILE, compile=False, safe_mode=True)
+        config = json.loads((directory / CONFIG_FILE).read_text())
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"{directory} is not a whole model directory: {reason}; run `dvc repro train`"
+        ) from None
+    vocabulary = load_vocabulary(directory / VOCABULARY_FILE)
+    if len(vocabulary.tokens) > network.settings["vocabulary_size"]:
+        raise InputError(
+            f"{directory / VOCABULARY_FILE} has {len(vocabulary.tokens)} entries, the model only "
+            f"{network.settings['vocabulary_size']}: they are not of one run; run `dvc repro train`"
+        )
+    return ModelDirectory(network, vocabulary, config)

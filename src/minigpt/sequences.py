@@ -1,0 +1,280 @@
+"""Token windows: cut from reviews, kept in TFRecord shards, fed to training."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minigpt.errors import InputError
+from minigpt.vocabulary import UNKNOWN
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+POLICIES = ("head", "windows")
+SPLITS = ("train", "validation")
+MANIFEST = "manifest.json"
+
+Ints = npt.NDArray[np.int64]
+
+
+def windows(
+    ids: npt.NDArray[np.int32], offsets: Ints, length: int, policy: str
+) -> tuple[Ints, Ints, Ints]:
+    """Cut reviews into windows of up to length + 1 tokens, so of up to `length` targets.
+
+    `head` takes the first window of every review, however short.  `windows` takes consecutive ones
+    that overlap by one token, so that every token of a review but its first is a target once; a
+    review of one token gives none.
+
+    Args:
+        ids: The token ids of all reviews in a row.
+        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
+        length: The context length, in tokens.
+        policy: One of `POLICIES`.
+
+    Returns:
+        For each window where it starts and stops in `ids`, and the index of its review.
+    """
+    if policy not in POLICIES:
+        raise ValueError(f"policy {policy!r} is not one of {POLICIES}")
+    begins, ends = offsets[:-1], offsets[1:]
+    if policy == "head":
+        each = np.ones(len(begins), np.int64)
+    else:
+        each = np.maximum(ends - begins - 2, -1) // length + 1  # ceil(targets / length)
+    reviews = np.repeat(np.arange(len(begins)), each)
+    place = np.arange(len(reviews)) - np.repeat(np.cumsum(each) - each, each)
+    starts = begins[reviews] + place * length
+    return starts, np.minimum(starts + length + 1, ends[reviews]), reviews
+
+
+def write(
+    directory: Path,
+    ids: npt.NDArray[np.int32],
+    offsets: Ints,
+    review_ids: Sequence[str],
+    validation_mask: npt.NDArray[np.bool_],
+    *,
+    length: int,
+    policy: str,
+    shards: int,
+    validation_fraction: float,
+    vocabulary_sha256: str,
+    vocabulary_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Write the windows of all reviews as shards of `tf.train.Example`, with a manifest.
+
+    Each shard holds a contiguous run of windows: read one after the other they give the reviews in
+    their order, and one file at a time is open.  The same input gives the same bytes.
+
+    Args:
+        directory: Where to write; what is there is replaced as a whole, at the end.
+        ids: The token ids of all reviews in a row.
+        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
+        review_ids: (N,) the reviews' ids.
+        validation_mask: (N,) true where a review is held out.
+        length: The context length, in tokens.
+        policy: One of `POLICIES`.
+        shards: The files of the training split; the validation split, being small, has one.
+        validation_fraction: The share of reviews that was to be held out, 0 for none.
+        vocabulary_sha256: The checksum of the vocabulary that gave the ids.
+        vocabulary_size: Its number of entries.
+        progress: Called after each shard with the windows written so far, and with all of them.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: A split that was asked for has nothing to learn from.
+    """
+    import tensorflow as tf
+
+    starts, stops, reviews = windows(ids, offsets, length, policy)
+    unknown = np.flatnonzero(ids == UNKNOWN)
+    manifest: dict[str, Any] = {
+        "format": "TFRecord files of tf.train.Example",
+        "features": {
+            "tokens": f"int64 list: up to {length + 1} token ids, not padded",
+            "review": "bytes: the id of the review",
+            "start": "int64: the place of the first token in its review",
+        },
+        "length": length,
+        "policy": policy,
+        "validation_fraction": validation_fraction,
+        "vocabulary": {"sha256": vocabulary_sha256, "size": vocabulary_size},
+        "splits": {},
+    }
+    done = 0
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
+        fresh = Path(beside, "new")
+        fresh.mkdir()
+        for split, files, held_out in (("train", shards, False), ("validation", 1, True)):
+            rows = np.flatnonzero(validation_mask[reviews] == held_out)
+            targets = np.maximum(stops[rows] - starts[rows] - 1, 0)
+            if not targets.any() and (split == "train" or validation_fraction > 0):
+                raise InputError(
+                    f"corpus too small: nothing to predict in the {split} split of "
+                    f"{len(review_ids)} reviews with sequences.validation_fraction="
+                    f"{validation_fraction}; take a larger corpus or another fraction"
+                )
+            entries = []
+            files = min(files, len(rows))
+            for i, run in enumerate(np.array_split(rows, files) if files else []):
+                path = fresh / f"{split}-{i:05}-of-{files:05}.tfrecord"
+                places = (starts[run] - offsets[reviews[run]]).tolist()
+                names = (review_ids[review] for review in reviews[run].tolist())
+                spans = zip(starts[run].tolist(), stops[run].tolist(), strict=True)
+                with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+                    for example in _examples(ids, spans, names, places):
+                        writer.write(example)
+                entries.append({"file": path.name, "records": len(run), **_fingerprint(path)})
+                done += len(run)
+                if progress:
+                    progress(done, len(reviews))
+            manifest["splits"][split] = {
+                "reviews": int(np.sum(validation_mask == held_out)),
+                "sequences": len(rows),
+                "targets": int(targets.sum()),
+                "unknown_targets": int(
+                    np.diff(
+                        unknown.searchsorted([stops[rows] - targets, stops[rows]]), axis=0
+                    ).sum()
+                ),
+                "shards": entries,
+            }
+        (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if directory.exists():
+            os.replace(directory, Path(beside, "old"))
+        os.replace(fresh, directory)
+    return manifest
+
+
+def _examples(
+    ids: npt.NDArray[np.int32],
+    spans: Iterable[tuple[int, int]],
+    names: Iterable[str],
+    places: Iterable[int],
+) -> Iterator[bytes]:
+    """Serialise one `tf.train.Example` for each window."""
+    import tensorflow as tf
+
+    # One message, filled anew for each window: several times faster than making all its parts.
+    message = tf.train.Example()
+    feature = message.features.feature
+    tokens, start = feature["tokens"].int64_list.value, feature["start"].int64_list.value
+    review = feature["review"].bytes_list.value
+    start.append(0)
+    review.append(b"")
+    for (first, last), name, place in zip(spans, names, places, strict=True):
+        tokens[:] = ids[first:last].tolist()
+        start[0] = place
+        review[0] = name.encode()
+        yield message.SerializeToString(deterministic=True)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / MANIFEST
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {error}; make it again: dvc repro sequences") from error
+
+
+def verify(directory: Path, vocabulary_sha256: str | None = None) -> dict[str, Any]:
+    """Check that the shards are those that `write` left.
+
+    Args:
+        directory: What `write` wrote.
+        vocabulary_sha256: The checksum of the vocabulary that is to be used with them, if any.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: The manifest or a shard is missing or altered, or the vocabulary is another.
+    """
+    manifest = _read_manifest(directory)
+    for split in manifest["splits"].values():
+        for shard in split["shards"]:
+            path = directory / shard["file"]
+            if not path.is_file():
+                wrong = "is missing"
+            elif path.stat().st_size != shard["bytes"]:
+                wrong = f"has {path.stat().st_size} bytes, not {shard['bytes']}"
+            elif _fingerprint(path)["sha256"] != shard["sha256"]:
+                wrong = "was altered (its sha256 differs)"
+            else:
+                continue
+            raise InputError(f"shard {path} {wrong}; make it again: dvc repro sequences")
+    made_with = manifest["vocabulary"]["sha256"]
+    if vocabulary_sha256 not in (None, made_with):
+        raise InputError(
+            f"the sequences in {directory} were made with another vocabulary (sha256 {made_with}, "
+            f"not {vocabulary_sha256}); make them again: dvc repro sequences"
+        )
+    return manifest
+
+
+def dataset(
+    directory: Path, split: str, batch_size: int, *, seed: int | None, epoch: int = 0
+) -> "tf.data.Dataset":
+    """Open a split as batches of inputs and targets.
+
+    Args:
+        directory: What `write` wrote.
+        split: One of `SPLITS`.
+        batch_size: Sequences to a batch; the last one may have fewer.
+        seed: None keeps the order of the files; else the whole split is shuffled, in an order that
+            depends on the seed and the epoch only.
+        epoch: Which of the seed's orders to take.
+
+    Returns:
+        Batches (x, y) of int32, (B, length) each, padded with zeros, of known cardinality.
+
+    Raises:
+        InputError: The split is empty.
+    """
+    import tensorflow as tf
+
+    manifest = _read_manifest(directory)
+    length, shards = manifest["length"], manifest["splits"][split]["shards"]
+    if not shards:
+        raise InputError(
+            f"{directory} has no {split} sequences; set sequences.validation_fraction above 0"
+        )
+    total = sum(shard["records"] for shard in shards)
+    records = tf.data.TFRecordDataset([os.fspath(directory / s["file"]) for s in shards])
+    if seed is None:
+        batches = records.batch(batch_size)
+    else:
+        # Not Dataset.shuffle, whose order hangs on TensorFlow's global seed as well.  Its buffer
+        # would hold the split, too.
+        order = np.random.default_rng([seed, epoch]).permutation(total)
+        held = next(iter(records.batch(total)))
+        rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
+        batches = rows.map(lambda row: tf.gather(held, row))
+
+    def split_batch(batch: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
+        features = tf.io.parse_example(batch, {"tokens": tf.io.RaggedFeature(tf.int64)})
+        tokens = features["tokens"].to_tensor(shape=(None, length + 1))
+        tokens = tf.cast(tokens, tf.int32)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    # Known, because Keras gets the loss wrong on TensorFlow where it is not (see FACTS.md).
+    known = tf.data.experimental.assert_cardinality(-(-total // batch_size))
+    return batches.map(split_batch).prefetch(2).apply(known)

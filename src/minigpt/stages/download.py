@@ -1,0 +1,23 @@
+"""corpus.url -> data/reviews.parquet."""
+
+import logging
+from pathlib import Path
+
+from minigpt import config, corpus
+from minigpt.stages import output, paths
+
+log = logging.getLogger(__name__)
+
+
+def run() -> None:
+    """Fetches the archive, or takes files of your own, and keeps the reviews as one table."""
+    settings = config.load(paths.RESOLVED).corpus
+    if settings.format == "archive":
+        bar = output.progress(f"download {settings.url}", "B", scale=True)
+        archive = corpus.fetch(settings.url, settings.sha256, paths.DOWNLOADS, bar)
+        log.info("reading %s", archive)
+        reviews = corpus.read_archive(archive, settings.folders, settings.undecodable)
+    else:
+        reviews = corpus.read_files(Path(settings.url), settings.text_column, settings.undecodable)
+    corpus.write_reviews(reviews, paths.REVIEWS)
+    log.info("%s reviews in %s", f"{len(reviews):,}", paths.REVIEWS)

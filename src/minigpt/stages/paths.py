@@ -1,0 +1,20 @@
+"""Where the stages read and write; dvc.yaml names the same paths (a test compares them)."""
+
+from pathlib import Path
+
+RESOLVED = Path("resolved.yaml")
+DOWNLOADS = Path("data/downloads")
+REVIEWS = Path("data/reviews.parquet")
+VOCABULARY = Path("data/vocabulary.txt")
+SEQUENCES = Path("data/sequences")
+CHECKPOINTS = Path("checkpoints")
+MODEL = Path("model")
+REPORTS = Path("reports")
+VOCABULARY_METRICS = REPORTS / "vocabulary.json"
+LOSSES = REPORTS / "losses.csv"
+TRAIN_METRICS = REPORTS / "train.json"
+EPOCH_TEXTS = REPORTS / "epoch_texts.jsonl"
+RUN = REPORTS / "run.json"
+SAMPLES_TEXT = REPORTS / "samples.txt"
+SAMPLES = REPORTS / "samples.jsonl"
+REGISTERED = REPORTS / "registered.json"

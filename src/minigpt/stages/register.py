@@ -1,0 +1,27 @@
+"""model/ -> a version of the registered model in MLflow."""
+
+import json
+import logging
+from pathlib import Path
+
+from minigpt import config, tracking
+from minigpt.stages import output, paths
+
+log = logging.getLogger(__name__)
+
+
+def run() -> None:
+    """Registers the model directory, after whatever MLflow missed of its run."""
+    everything = config.load(paths.RESOLVED)
+    train_id = json.loads(paths.RUN.read_text())["train_id"]
+    tracker = tracking.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
+    tracking.replay(tracker, paths.REPORTS)
+    registered = tracking.register(
+        tracker,
+        paths.MODEL,
+        name=everything.tracking.model_name,
+        alias=everything.tracking.alias,
+        prompts=everything.sample.prompts[:1],
+    )
+    output.write_json(paths.REGISTERED, registered)
+    log.info("registered %s as @%s", registered["uri"], registered["alias"])

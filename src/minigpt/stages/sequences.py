@@ -1,0 +1,35 @@
+"""data/reviews.parquet and data/vocabulary.txt -> data/sequences/."""
+
+import logging
+
+from minigpt import config, corpus, sequences, vocabulary
+from minigpt.stages import output, paths
+
+log = logging.getLogger(__name__)
+
+
+def run() -> None:
+    """Encodes the reviews and writes the windows of each split as TFRecord shards."""
+    everything = config.load(paths.RESOLVED)
+    settings = everything.sequences
+    words = vocabulary.load(paths.VOCABULARY)
+    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
+    ids, offsets = words.encode(reviews["text"], everything.vocabulary.style)
+    manifest = sequences.write(
+        paths.SEQUENCES,
+        ids,
+        offsets,
+        reviews["id"].to_pylist(),
+        corpus.is_validation(reviews["id"], settings.validation_fraction),
+        length=settings.length,
+        policy=settings.policy,
+        shards=settings.shards,
+        validation_fraction=settings.validation_fraction,
+        vocabulary_sha256=words.sha256,
+        vocabulary_size=len(words),
+        progress=output.progress("sequences", "sequences"),
+    )
+    for name, split in manifest["splits"].items():
+        log.info(
+            "%s: %s sequences, %s targets", name, f"{split['sequences']:,}", f"{split['targets']:,}"
+        )

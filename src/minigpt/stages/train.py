@@ -1,0 +1,168 @@
+"""data/sequences/ -> model/, and what happened on the way."""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from minigpt import config, model, sequences, training, vocabulary
+from minigpt.decoding import Generator, Sampling
+from minigpt.stages import output, paths
+from minigpt.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+# The part of the configuration that made the model; what comes after it may change without it.
+MODEL_SECTIONS = ("vocabulary", "sequences", "model", "train")
+
+
+def run() -> None:
+    """Trains, or goes on from the last checkpoint, and writes the model directory."""
+    everything = config.load(paths.RESOLVED)
+    settings = everything.train
+    words = vocabulary.load(paths.VOCABULARY)
+    manifest = sequences.verify(paths.SEQUENCES, words.sha256)
+    split = manifest["splits"]["train"]
+
+    keras.utils.set_random_seed(settings.seed)
+    network = _network(everything.model, len(words))
+    trainer = training.LossModel(network, padded=settings.loss == "padded")
+    batches = sequences.dataset(paths.SEQUENCES, "train", settings.batch_size, seed=settings.seed)
+    trainer.compile(
+        optimizer=training.make_optimizer(
+            settings.optimizer,
+            learning_rate=settings.learning_rate,
+            warmup_steps=settings.warmup_steps,
+            decay=settings.decay,
+            total_steps=settings.epochs * len(batches),
+            weight_decay=settings.weight_decay,
+            clip_norm=settings.clip_norm,
+        ),
+        jit_compile=settings.jit_compile,
+    )
+    validation = None
+    if manifest["splits"]["validation"]["shards"]:
+        validation = sequences.dataset(
+            paths.SEQUENCES, "validation", settings.batch_size, seed=None
+        )
+
+    identity = _identity(everything, manifest)
+    checkpoints = training.Checkpoints(paths.CHECKPOINTS, identity, settings.resume)
+    if checkpoints.epochs:
+        log.info("going on after epoch %s", len(checkpoints.epochs))
+    plain = config.as_dict(everything)
+    tracker = Tracker(checkpoints.train_id, plain, Path.cwd())
+    run_settings = _run_settings(network)
+    tracker.settings(run_settings)
+    preview = asdict(settings.preview)
+    prompts = preview.pop("prompts")
+    write = Generator(network, words, everything.vocabulary.style)
+
+    def write_texts() -> list[dict[str, Any]]:
+        texts = write(prompts, Sampling(**preview))
+        return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+
+    def report(epoch: training.Epoch) -> None:
+        log.info("epoch %s", {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]})
+        for text in epoch.texts:
+            log.info("  %s", text["text"])
+        tracker.epoch(epoch.row, epoch.timing, epoch.texts)
+
+    try:
+        done = training.fit(
+            trainer,
+            lambda epoch: sequences.dataset(
+                paths.SEQUENCES, "train", settings.batch_size, seed=settings.seed, epoch=epoch
+            ),
+            validation,
+            checkpoints,
+            epochs=settings.epochs,
+            tokens=split["targets"],
+            early_stopping=settings.early_stopping,
+            keep_best=settings.keep == "best",
+            write_texts=write_texts,
+            on_epoch=report,
+            callbacks=[] if sys.stderr.isatty() else [_Lines(len(batches))],
+            verbose=1 if sys.stderr.isatty() else 0,
+        )
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    model.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
+    _write_reports(done, checkpoints.train_id, run_settings, settings.keep == "best")
+    tracker.files(paths.REPORTS)
+    tracker.finish()
+    shutil.rmtree(paths.CHECKPOINTS)
+
+
+def _network(settings: config.ModelConfig, words: int) -> model.MiniGPT:
+    return model.MiniGPT(
+        settings.vocabulary_size or words,
+        settings.context_length,
+        settings.embed_dim,
+        settings.num_blocks,
+        settings.num_heads,
+        settings.key_dim,
+        settings.feed_forward_dim,
+        settings.dropout,
+        settings.tied_embeddings,
+        dtype=settings.dtype_policy,
+        name="minigpt",
+    )
+
+
+def _identity(everything: config.Config, manifest: dict[str, Any]) -> str:
+    """What a checkpoint depends on: another configuration, data or version starts afresh."""
+    parts = [asdict(everything.model), asdict(everything.train), manifest, keras.__version__]
+    parts.append(keras.backend.backend())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _run_settings(network: model.MiniGPT) -> dict[str, Any]:
+    """What was trained on what, for the run's parameters."""
+    return {
+        "backend": keras.backend.backend(),
+        "keras": keras.__version__,
+        "cpus": len(os.sched_getaffinity(0)),
+        "parameters": network.count_params(),
+    }
+
+
+def _write_reports(
+    done: list[training.Epoch], train_id: str, settings: dict[str, Any], keep_best: bool
+) -> None:
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(done[0].row), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(epoch.row for epoch in done)
+    output.write_text(paths.LOSSES, table.getvalue())
+    kept = done[training.best_epoch(done) - 1] if keep_best else done[-1]
+    metrics = {**kept.row, "epochs": len(done)}
+    output.write_json(paths.TRAIN_METRICS, metrics)
+    output.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
+    timings = [epoch.timing for epoch in done]
+    output.write_json(paths.RUN, {"train_id": train_id, "settings": settings, "epochs": timings})
+
+
+class _Lines(keras.callbacks.Callback):
+    """A line now and then, where no terminal shows Keras's progress bar."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.logged = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        if time.monotonic() - self.logged >= output.LOG_EVERY_S:
+            self.logged = time.monotonic()
+            log.info("step %s of %s: loss %.4f", batch + 1, self.steps, (logs or {})["loss"])

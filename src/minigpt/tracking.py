@@ -1,0 +1,394 @@
+"""Everything that knows MLflow: it mirrors the files of a pipeline run and fills the registry.
+
+The files in reports/ are the truth.  One pipeline run is one MLflow run, found again by two tags:
+which training it is (`minigpt.train_id`) and the digest of its configuration (`minigpt.config`).
+What an outage, a killed training or DVC's cache left out, `replay` adds later, and only once.
+"""
+
+import contextlib
+import csv
+import fcntl
+import getpass
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# The address of the run that MLflow would print may hold a password.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+import mlflow
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.store.db import utils
+
+from minigpt.errors import InputError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
+SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
+SAMPLES = ("samples.txt", "samples.jsonl")
+REQUIREMENTS = ("keras", "mlflow", "numpy", "omegaconf", "pandas", "pyarrow", "tensorflow")
+LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
+
+
+def tracking_uri(root: Path) -> str:
+    """Says where the runs are kept.
+
+    Args:
+        root: the project's folder.  In DVC's queued and temporary runs that is a copy which is
+            thrown away; there DVC_ROOT, the repository, takes its place.
+
+    Returns:
+        MLFLOW_TRACKING_URI where it is set, else mlflow.db in the project; sqlite paths absolute.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if not uri.startswith("sqlite:///"):
+        return uri
+    home = Path(os.environ.get("DVC_ROOT") or root).resolve()
+    return f"sqlite:///{home / uri.removeprefix('sqlite:///')}"
+
+
+class Tracker:
+    """One pipeline run in MLflow.
+
+    A store that fails never stops its caller: the first failure is logged as one warning, and
+    from then on nothing is sent.
+    """
+
+    def __init__(
+        self, train_id: str, config: Mapping[str, Any], root: Path, *, strict: bool = False
+    ) -> None:
+        """Finds or creates the run and logs what is known of it before training.
+
+        Args:
+            train_id: which training the run belongs to, as reports/run.json has it.
+            config: the whole resolved configuration, plain values only.
+            root: the folder with dvc.lock and .git (in queued runs, the copy).
+            strict: raise InputError where the store fails, instead of going on without it.
+        """
+        self.uri, self.config, self.strict = tracking_uri(root), config, strict
+        self.run_id = ""
+        self.offline = False
+        self._root = root
+        self._client: MlflowClient | None = None
+        self._logged: dict[str, set[int]] = {}
+        of_the_run = {key: value for key, value in config.items() if key != "tracking"}
+        digest = hashlib.sha256(json.dumps(of_the_run, sort_keys=True).encode()).hexdigest()
+        self._identity = {"minigpt.train_id": train_id, "minigpt.config": digest}
+        self._log_params(_flatten(config))
+        self._log_lineage()
+
+    def epoch(
+        self,
+        row: Mapping[str, Any],
+        timing: Mapping[str, Any],
+        texts: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        """Logs one epoch; a point that is there already stays as it is.
+
+        Args:
+            row: a line of losses.csv, by column.
+            timing: the epoch's entry in run.json (finished_ms, seconds, tokens_per_s).
+            texts: its lines of epoch_texts.jsonl.
+        """
+        number, finished_ms = int(row["epoch"]), int(timing.get("finished_ms", 0))
+        values = {**row, **timing}
+        points = {key: values[key] for key in values if key not in ("epoch", "finished_ms")}
+        self._log_metrics(points, finished_ms, number)
+        if texts:
+            page = "\n\n".join(f"> {text['prompt']}\n{text['text']}" for text in texts)
+            self._send("log_text", page + "\n", f"texts/epoch_{number:03d}.txt")
+
+    def settings(self, values: Mapping[str, Any]) -> None:
+        """Logs what training chose for the hardware, as parameters `run.<key>`."""
+        self._log_params({f"run.{key}": value for key, value in values.items()})
+
+    def files(self, reports: Path, finished_ms: int | None = None) -> None:
+        """Logs the numbers of each stage up to train, as metrics `<stage>/<key>`.
+
+        Args:
+            reports: the folder with vocabulary.json and train.json; a missing one is left out.
+            finished_ms: when training ended, in Unix milliseconds; None: now.
+        """
+        for stage in SUMMARIES:
+            summary = json.loads(_read(reports / f"{stage}.json") or "{}")
+            points = {f"{stage}/{key}": value for key, value in summary.items()}
+            self._log_metrics(points, finished_ms or int(time.time() * 1000), 0)
+
+    def samples(self, reports: Path) -> None:
+        """Logs the texts of the sample stage as artifacts."""
+        for path in (reports / name for name in SAMPLES):
+            if path.exists():
+                self._send("log_artifact", str(path), "samples")
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Ends the run: FINISHED, FAILED or KILLED.  More may be logged to it afterwards."""
+        self._send("set_terminated", status)
+
+    def attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
+        """Does something with the open run; None where the store fails or has failed.
+
+        Raises:
+            InputError: the store fails, and this tracker is strict.
+        """
+        if self.offline:
+            return None
+        try:
+            if self._client is None:
+                self._client = self._open()
+            return action(self._client)
+        except InputError:
+            raise
+        except Exception as error:  # MLflow, requests, SQLAlchemy, boto: each raises its own
+            self.offline = True
+            where, reason = redact(self.uri), redact(str(error).strip().split("\n")[0][:500])
+            if self.strict:
+                raise InputError(
+                    f"MLflow at {where} can't be used: {reason}; see that it runs, or set "
+                    "MLFLOW_TRACKING_URI, and run this again"
+                ) from error
+            later = "the run goes on and is logged later from its files"
+            log.warning("MLflow at %s can't be used: %s; %s", where, reason, later)
+            return None
+
+    def _send(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        return self.attempt(lambda client: getattr(client, method)(self.run_id, *args, **kwargs))
+
+    def _open(self) -> MlflowClient:
+        """Finds or creates the experiment and the run; one process at a time on a sqlite file."""
+        # A training loses seconds to a store that is down; a registration waits for an upload.
+        retries, timeout_s = ("2", "60") if self.strict else ("1", "3")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout_s)
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we warn, once
+        utils.MAX_RETRY_COUNT = 1  # MLflow's own 10 take 100 s to give up a database
+        location = None
+        lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.uri.startswith("sqlite:///"):
+            database = Path(self.uri.removeprefix("sqlite:///"))
+            location = (database.parent / "mlartifacts").as_uri()
+            lock = _alone(database.with_name(f"{database.name}.lock"))
+        with lock:
+            client = MlflowClient(self.uri)
+            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
+            if (experiment := client.get_experiment_by_name(name)) is not None:
+                where = experiment.experiment_id
+            else:
+                where = client.create_experiment(name, artifact_location=location)
+            self.run_id = self._find_or_create(client, where).info.run_id
+        return client
+
+    def _find_or_create(self, client: MlflowClient, experiment_id: str) -> Run:
+        both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
+        for run in client.search_runs([experiment_id], both, order_by=["start_time"]):
+            return run
+        tags = {"mlflow.source.name": "minigpt"}
+        with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+            tags["mlflow.user"] = getpass.getuser()
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no repository
+            command = ["git", "-C", str(self._root), "rev-parse", "HEAD"]
+            head = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            tags["mlflow.source.git.commit"] = head.strip()
+        if experiment := os.environ.get("DVC_EXP_NAME"):
+            tags["dvc.exp"] = experiment
+        return client.create_run(experiment_id, tags=tags | self._identity, run_name=experiment)
+
+    def _log_params(self, values: Mapping[str, Any]) -> None:
+        # Only new ones: MLflow refuses a changed value, such as the threads of another machine.
+        run = self._send("get_run")
+        known = run.data.params if run else {}
+        new = [Param(key, _text(value)) for key, value in values.items() if key not in known]
+        for start in range(0, len(new), 100):  # MLflow's limit
+            self._send("log_batch", params=new[start : start + 100])
+
+    def _log_metrics(self, values: Mapping[str, Any], timestamp_ms: int, step: int) -> None:
+        new = []
+        for key, value in values.items():
+            if value in (None, "") or isinstance(value, bool | list | dict):
+                continue
+            if key not in self._logged:
+                history = self._send("get_metric_history", key)
+                self._logged[key] = {metric.step for metric in history or []}
+            if step not in self._logged[key]:
+                self._logged[key].add(step)
+                new.append(Metric(key, float(value), timestamp_ms, step))
+        if new:
+            self._send("log_batch", metrics=new)
+
+    def _log_lineage(self) -> None:
+        """Logs DVC's digest of each output as a tag, and of the data as datasets."""
+        digests = _lock_digests(self._root / "dvc.lock")
+        tags = [RunTag(f"dvc.lock:{path}", digest) for path, digest in digests.items()]
+        data = [
+            DatasetInput(Dataset(name, digests[path], "local", json.dumps({"uri": path})))
+            for path, name in DATASETS.items()
+            if path in digests
+        ]
+        self._send("log_batch", tags=tags[:100])
+        self._send("log_inputs", data)
+
+
+def replay(tracker: Tracker, reports: Path) -> None:
+    """Logs all that the files of a run tell; what is in MLflow already stays as it is.
+
+    For the stages from sample on: before it, reports/ still has the texts of an earlier run.
+
+    Args:
+        tracker: of the run that the files belong to.
+        reports: the folder with run.json, losses.csv and the others; a missing one is left out.
+    """
+    run = json.loads(_read(reports / "run.json") or "{}")
+    timings = {timing["epoch"]: timing for timing in run.get("epochs", [])}
+    texts = defaultdict(list)
+    for line in _read(reports / "epoch_texts.jsonl").splitlines():
+        text = json.loads(line)
+        texts[text["epoch"]].append(text)
+    tracker.settings(run.get("settings", {}))
+    for row in csv.DictReader(_read(reports / "losses.csv").splitlines()):
+        number = int(row["epoch"])
+        tracker.epoch(row, timings.get(number, {}), texts[number])
+    tracker.files(reports, max((t["finished_ms"] for t in timings.values()), default=None))
+    tracker.samples(reports)
+    if (reports / "train.json").exists():
+        tracker.finish()
+
+
+def register(
+    tracker: Tracker, model_dir: Path, *, name: str, alias: str, prompts: Sequence[str]
+) -> dict[str, str]:
+    """Registers a model directory as a pyfunc written as code; nothing is pickled.
+
+    Args:
+        tracker: a strict one, of the run that the model belongs to.
+        model_dir: the model directory; the same one of the same run is registered once.
+        name: the registered model's.
+        alias: set to the version.
+        prompts: the input example.
+
+    Returns:
+        name, version, uri (models:/name/version), alias, run_id and model_sha256.
+
+    Raises:
+        InputError: the model directory is missing, or MLflow can't be used or refuses.
+    """
+    if not model_dir.is_dir():
+        raise InputError(f"{model_dir}, the model directory, is missing; run `dvc repro train`")
+    digest = _directory_sha256(model_dir)
+
+    def find_or_create(client: MlflowClient) -> str:
+        tag = "minigpt.model_sha256"
+        for found in client.search_model_versions(f"run_id = '{tracker.run_id}'"):
+            if found.name == name and found.tags.get(tag) == digest:
+                return str(found.version)
+        uri = _log_model(tracker, model_dir.resolve(), prompts)
+        return str(mlflow.register_model(uri, name, tags={tag: digest}).version)
+
+    number = tracker.attempt(find_or_create)
+    tracker.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
+    if tracker.offline:
+        raise InputError(f"{name} is not registered: MLflow at {redact(tracker.uri)} is offline")
+    return {
+        "name": name,
+        "version": str(number),
+        "uri": f"models:/{name}/{number}",
+        "alias": alias,
+        "run_id": tracker.run_id,
+        "model_sha256": digest,
+    }
+
+
+def _log_model(tracker: Tracker, model_dir: Path, prompts: Sequence[str]) -> str:
+    from minigpt import serving
+
+    example = serving.example(prompts)
+    mlflow.set_tracking_uri(tracker.uri)  # log_model knows no other way
+    with mlflow.start_run(run_id=tracker.run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(serving.__file__).resolve()),
+            artifacts={"model": str(model_dir)},
+            code_paths=[str(Path(__file__).resolve().parent)],
+            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
+            signature=serving.signature(tracker.config),
+            input_example=example,
+        )
+        # MLflow only warns of a model that doesn't work; one that fails here isn't registered.
+        mlflow.pyfunc.load_model(logged.model_uri).predict(*example)
+    return str(logged.model_uri)
+
+
+def redact(text: str) -> str:
+    """The text with the credentials in its URLs left out."""
+    text = re.sub(r"//[^/\s]*@", "//", text)
+    return re.sub(r"(?i)([?&;](?:password|passwd|pwd|token|sig)=)[^&;\s]+", r"\1...", text)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _lock_digests(lock: Path) -> dict[str, str]:
+    """The md5 that dvc.lock has for each output, by path.
+
+    DVC writes a stage's entry when the stage has ended: the one that is running and those that
+    follow it still tell of an earlier run, and are left out.
+    """
+
+    def paths(stage: Mapping[str, Any], part: str) -> set[str]:
+        return {entry["path"] for entry in stage.get(part, [])}
+
+    stages = (yaml.safe_load(_read(lock)) or {}).get("stages", {})
+    running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    old = paths(stages.pop(running, {}), "outs")
+    while late := [name for name, stage in stages.items() if old & paths(stage, "deps")]:
+        old = old.union(*(paths(stages.pop(name), "outs") for name in late))
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping) and value
+        flat |= _flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def _text(value: Any) -> str:
+    text = redact(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    if len(text) <= LONGEST_VALUE:
+        return text
+    # The digest keeps two long values apart that differ only after the cut.
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return f"{text[: LONGEST_VALUE - 40]}... (sha256 {digest})"
+
+
+def _directory_sha256(directory: Path) -> str:
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name, content = path.relative_to(directory).as_posix(), hashlib.sha256(path.read_bytes())
+        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,643 @@
+import gzip
+import hashlib
+import io
+import json
+import os
+import socket
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt import corpus
+from minigpt.errors import InputError
+
+REAL_ARCHIVE = Path(
+    os.environ.get(
+        "MINIGPT_IMDB_ARCHIVE",
+        Path(__file__).resolve().parents[2] / "shared/data/aclImdb_v1.tar.gz",
+    )
+)
+FOLDERS = ["aclImdb/train/pos", "aclImdb/train/neg"]
+BODY = bytes(range(256)) * 1200  # larger than one chunk and than a socket's first segment
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """A loopback host that gives the next of `answers` (the last one for ever)."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+        self.ranges: list[str | None] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.ranges.append(self.headers["Range"])
+                answers = server.answers
+                (answers.pop(0) if len(answers) > 1 else answers[0])(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.http.server_port}/reviews.tar.gz"
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def reply(status: int = 200, body: bytes = BODY, length: int | None = -1, **headers: str) -> Answer:
+    """An answer whose Content-Length is `length` (None: not announced, -1: the true one)."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(status)
+        if length is not None:
+            handler.send_header("Content-Length", str(len(body) if length == -1 else length))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return answer
+
+
+def serve_ranges(handler: BaseHTTPRequestHandler) -> None:
+    start = int((handler.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+    if start >= len(BODY):
+        reply(416, b"", Content_Range=f"bytes */{len(BODY)}")(handler)
+    elif start:
+        span = f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+        reply(206, BODY[start:], Content_Range=span)(handler)
+    else:
+        reply()(handler)
+
+
+def fetch(url: str, directory: Path, sha256: str = SHA256, attempts: int = 3) -> Path:
+    return corpus.fetch(url, sha256, directory, attempts=attempts, timeout_s=5, backoff_s=0.01)
+
+
+# --- fetch ------------------------------------------------------------------------------------
+
+
+def test_download_is_verified_kept_and_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply()]
+    heard: list[tuple[int, int | None]] = []
+    path = corpus.fetch(server.url, SHA256.upper(), tmp_path / "new", lambda *a: heard.append(a))
+    assert path == tmp_path / "new" / f"{SHA256}.tar.gz"
+    assert path.read_bytes() == BODY
+    assert heard == sorted(heard) and heard[-1] == (len(BODY), len(BODY))
+    assert fetch(server.url, path.parent) == path
+    assert len(server.ranges) == 1
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_kept_download_that_was_altered_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply()]
+    path = fetch(server.url, tmp_path)
+    path.write_bytes(b"altered")
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+    assert len(server.ranges) == 2
+
+
+def test_content_labelled_as_compressed_is_stored_as_sent(server: Server, tmp_path: Path) -> None:
+    body = gzip.compress(b"inner", mtime=0)
+    server.answers = [reply(body=body, Content_Encoding="gzip")]
+    sha256 = hashlib.sha256(body).hexdigest()
+    assert fetch(server.url, tmp_path, sha256).read_bytes() == body
+
+
+def test_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply(body=BODY[:100_000], length=len(BODY)), serve_ranges]
+    heard: list[tuple[int, int | None]] = []
+    path = corpus.fetch(server.url, SHA256, tmp_path, lambda *a: heard.append(a), backoff_s=0.01)
+    assert path.read_bytes() == BODY
+    assert server.ranges == [None, "bytes=100000-"]
+    assert heard == sorted(heard) and {total for _, total in heard} == {len(BODY)}
+
+
+def test_next_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply(body=BODY[:70_000], length=len(BODY))]
+    with pytest.raises(InputError, match="resumed next time"):
+        fetch(server.url, tmp_path, attempts=1)
+    server.answers = [serve_ranges]
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+    assert server.ranges == [None, "bytes=70000-"]
+
+
+def test_server_that_ignores_ranges_starts_over(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply(body=BODY[:100_000], length=len(BODY)), reply()]
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+    assert server.ranges == [None, "bytes=100000-"]
+
+
+@pytest.mark.parametrize("part", [BODY, BODY + b"more"], ids=["whole", "longer"])
+def test_part_that_leaves_nothing_to_ask_for_starts_over(
+    server: Server, tmp_path: Path, part: bytes
+) -> None:
+    server.answers = [serve_ranges]
+    (tmp_path / f"{SHA256}.part").write_bytes(part)
+    assert fetch(server.url, tmp_path, attempts=1).read_bytes() == BODY
+    assert server.ranges == [f"bytes={len(part)}-", None]
+
+
+def test_answer_for_another_range_starts_over(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{SHA256}.part").write_bytes(BODY[:10])
+    server.answers = [
+        reply(206, BODY[99:], Content_Range=f"bytes 99-{len(BODY) - 1}/{len(BODY)}"),
+        reply(),
+    ]
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+    assert server.ranges == ["bytes=10-", None]
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_busy_server_is_asked_again_after_growing_pauses(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    server.answers = [reply(status, b"busy")] * 3 + [reply()]
+    assert corpus.fetch(server.url, SHA256, tmp_path, backoff_s=7).read_bytes() == BODY
+    assert pauses == [7, 14, 28]
+
+
+@pytest.mark.parametrize("status", [304, 403, 404])
+def test_other_answers_are_errors_at_once(server: Server, tmp_path: Path, status: int) -> None:
+    server.answers = [reply(status, b"")]
+    with pytest.raises(InputError, match=rf"{server.url} answered {status} .*corpus\.url"):
+        fetch(server.url, tmp_path)
+    assert len(server.ranges) == 1
+
+
+def test_error_page_with_status_200_fails_the_checksum(server: Server, tmp_path: Path) -> None:
+    page = b"<html>Please log in</html>"
+    server.answers = [reply(body=page)]
+    with pytest.raises(InputError) as caught:
+        fetch(server.url, tmp_path)
+    found = hashlib.sha256(page).hexdigest()
+    assert all(word in str(caught.value) for word in (server.url, SHA256, found))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (reply(length=len(BODY) - 1), "wrong checksum"),
+        (reply(body=BODY + b"more"), "wrong checksum"),
+        (reply(body=BODY + b"more", length=None), "wrong checksum"),
+        (reply(body=BODY[:-1]), "wrong checksum"),
+        (reply(body=BODY[:-1], length=None), "wrong checksum"),
+        (reply(body=BODY[:-1], length=len(BODY)), "could not be downloaded in 3 attempts"),
+        (reply(body=b""), "wrong checksum"),
+        (reply(302, b"", Location="/again"), "redirects"),
+        (reply(302, b"", Location="ftp://127.0.0.1/x"), "can't be fetched"),
+    ],
+)
+def test_wrong_bodies_end_in_one_error(
+    server: Server, tmp_path: Path, answer: Answer, message: str
+) -> None:
+    server.answers = [answer]
+    with pytest.raises(InputError, match=message):
+        fetch(server.url, tmp_path)
+    assert len(server.ranges) <= 31  # requests follows 30 redirects
+
+
+def test_body_without_length_is_bounded(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "MAX_UNANNOUNCED_BYTES", 100_000)
+    server.answers = [reply(length=None)]
+    with pytest.raises(InputError, match="over 100,000 bytes"):
+        fetch(server.url, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(corpus, "MAX_UNANNOUNCED_BYTES", len(BODY))
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+
+
+def test_host_that_hangs_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.answers = [lambda handler: time.sleep(1)]
+    with pytest.raises(InputError, match="timed out"):
+        corpus.fetch(server.url, SHA256, tmp_path, attempts=2, timeout_s=0.1, backoff_s=0.01)
+
+
+def test_unreachable_host_names_the_ways_on(tmp_path: Path) -> None:
+    with socket.socket() as taken:  # bound but not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/reviews.tar.gz"
+        with pytest.raises(InputError) as caught:
+            fetch(url, tmp_path)
+    ways = (url, "dvc exp run -S corpus.url=", "params.yaml", "corpus.url=/path/to/", "make demo")
+    assert all(words in str(caught.value) for words in ways)
+
+
+def test_local_archives_are_used_where_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = tmp_path / "a b.tar.gz"
+    archive.write_bytes(BODY)
+    directory = tmp_path / "downloads"
+    monkeypatch.chdir(tmp_path)
+    assert fetch(archive.as_uri(), directory) == archive
+    assert fetch(str(archive), directory) == archive
+    assert fetch("a b.tar.gz", directory) == Path("a b.tar.gz")
+    assert not directory.exists()
+    with pytest.raises(InputError, match="wrong checksum"):
+        fetch(str(archive), directory, "0" * 64)
+    assert archive.exists()
+
+
+def test_missing_local_archive_says_what_experiments_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    with pytest.raises(InputError, match=r"no such file or folder: gone\.tar\.gz\.$"):
+        fetch("gone.tar.gz", tmp_path)
+    monkeypatch.setenv("DVC_EXP_NAME", "tall-tale")
+    with pytest.raises(InputError, match="only tracked files: `dvc add` it, or give an absolute"):
+        fetch("gone.tar.gz", tmp_path)
+    with pytest.raises(InputError, match=r"gone\.tar\.gz\.$"):
+        fetch((tmp_path / "gone.tar.gz").as_uri(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("url", "sha256", "message"),
+    [
+        ("ftp://host/a.tar.gz", SHA256, "neither http:// nor https://"),
+        ("file://elsewhere/a.tar.gz", SHA256, "file:///absolute/path"),
+        ("http://", SHA256, "can't be fetched"),
+        ("a.tar.gz", "../../etc/x", "64 hexadecimal digits"),
+    ],
+)
+def test_unusable_addresses(tmp_path: Path, url: str, sha256: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fetch(url, tmp_path, sha256)
+
+
+# --- read_archive -----------------------------------------------------------------------------
+
+REVIEWS: dict[str, bytes] = {
+    "aclImdb/train/neg/3_1.txt": b"Dull.",
+    "aclImdb/train/pos/10_8.txt": "Très bien<br /><br />vu".encode(),
+    "aclImdb/train/pos/9_10.txt": b"Fine.\n",
+}
+
+
+def pack(path: Path, members: dict[str, bytes], *others: tarfile.TarInfo) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        for other in others:
+            archive.addfile(other)
+    return path
+
+
+def special(name: str, kind: bytes) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, "README"
+    return member
+
+
+def test_archive_is_read_in_order_and_steps_over_the_rest(tmp_path: Path) -> None:
+    others = {
+        "aclImdb/README": b"\xff\xfe",
+        "aclImdb/train/labeledBow.feat": b"9 0:9",
+        "aclImdb/train/unsup/0_0.txt": b"Not asked for.",
+        "aclImdb/train/pos/deeper/1_1.txt": b"Not in the folder itself.",
+        "other/train/pos/1_1.txt": b"Another top.",
+    }
+    path = pack(
+        tmp_path / "a.tar.gz", REVIEWS | others, special("aclImdb/train/pos", tarfile.DIRTYPE)
+    )
+    table = corpus.read_archive(path, FOLDERS)
+    assert table.schema == corpus.SCHEMA
+    assert [tuple(row.values()) for row in table.to_pylist()] == [
+        ("train/pos/9_10", "train", "pos", 10, "Fine.\n"),
+        ("train/pos/10_8", "train", "pos", 8, "Très bien<br /><br />vu"),
+        ("train/neg/3_1", "train", "neg", 1, "Dull."),
+    ]
+    extra = corpus.read_archive(path, [*FOLDERS, "aclImdb/train/unsup"])
+    assert extra["label"].to_pylist() == ["pos", "pos", "neg", "unsup"]
+
+
+def test_archive_with_dotted_names_reads_the_same(tmp_path: Path) -> None:
+    dotted = {f"./{name}": data for name, data in REVIEWS.items()}
+    assert corpus.read_archive(pack(tmp_path / "dotted.tar.gz", dotted), FOLDERS).equals(
+        corpus.read_archive(pack(tmp_path / "plain.tar.gz", REVIEWS), [f"{f}/" for f in FOLDERS])
+    )
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (special("aclImdb/l", tarfile.SYMTYPE), ("aclImdb/l", "link")),
+        (special("aclImdb/l", tarfile.LNKTYPE), ("aclImdb/l", "link")),
+        (special("elsewhere/d", tarfile.CHRTYPE), ("elsewhere/d", "device")),
+        (special("elsewhere/f", tarfile.FIFOTYPE), ("elsewhere/f", "device")),
+        (special("/etc/passwd", tarfile.REGTYPE), ("/etc/passwd", "outside")),
+        (special("/etc", tarfile.DIRTYPE), ("/etc", "outside")),
+        (special("aclImdb/../../x", tarfile.REGTYPE), ("aclImdb/../../x", "outside")),
+        (special("..", tarfile.DIRTYPE), ("..", "outside")),
+    ],
+)
+def test_unsafe_members_are_refused(
+    tmp_path: Path, member: tarfile.TarInfo, words: tuple[str, ...]
+) -> None:
+    path = pack(tmp_path / "a.tar.gz", REVIEWS, member)
+    with pytest.raises(InputError) as caught:
+        corpus.read_archive(path, FOLDERS)
+    assert all(word in str(caught.value) for word in (str(path), *words))
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [
+        ({"aclImdb/train/pos/1_7.txt": b" \n\t"}, ("train/pos/1_7.txt", "empty")),
+        ({"aclImdb/train/pos/1_7.txt": b""}, ("train/pos/1_7.txt", "empty")),
+        ({"aclImdb/train/pos/1_7.txt": b"ab\xe9c"}, ("train/pos/1_7.txt", "byte 2", "UTF-8")),
+        ({"./aclImdb/train/neg/3_1.txt": b"Again."}, ("train/neg/3_1", "2 times")),
+        ({"aclImdb/train/pos/notes.txt": b"x"}, ("train/pos/notes.txt", "<n>_<rating>.txt")),
+        ({"aclImdb/train/pos/1_7.html": b"x"}, ("train/pos/1_7.html", "<n>_<rating>.txt")),
+        ({"aclImdb/train/pos/1_700.txt": b"x"}, ("train/pos/1_700.txt", "<n>_<rating>.txt")),
+    ],
+)
+def test_unusable_reviews_are_named(
+    tmp_path: Path, members: dict[str, bytes], words: tuple[str, ...]
+) -> None:
+    path = pack(tmp_path / "a.tar.gz", REVIEWS | members)
+    with pytest.raises(InputError) as caught:
+        corpus.read_archive(path, FOLDERS)
+    assert all(word in str(caught.value) for word in (str(path), *words))
+
+
+def test_undecodable_bytes_can_be_replaced(tmp_path: Path) -> None:
+    path = pack(tmp_path / "a.tar.gz", REVIEWS | {"aclImdb/train/neg/1_1.txt": b"ab\xe9c"})
+    table = corpus.read_archive(path, FOLDERS, undecodable="replace")
+    assert table["text"][2].as_py() == "ab\ufffdc"
+
+
+@pytest.mark.parametrize("folder", ["aclImdb/test/pos", "aclImdb/empty/pos"])
+def test_folder_without_reviews_is_named(tmp_path: Path, folder: str) -> None:
+    path = pack(tmp_path / "a.tar.gz", REVIEWS, special("aclImdb/empty/pos", tarfile.DIRTYPE))
+    with pytest.raises(InputError, match=f"{folder}' of corpus.folders holds no reviews"):
+        corpus.read_archive(path, [*FOLDERS, folder])
+    with pytest.raises(InputError, match="top/split/label"):
+        corpus.read_archive(path, ["train/pos"])
+
+
+def test_damaged_archives_are_errors(tmp_path: Path) -> None:
+    whole = pack(tmp_path / "a.tar.gz", REVIEWS).read_bytes()
+    tar = gzip.decompress(whole)
+    header = tar.index(b"aclImdb/train/pos/9_10.txt")
+    damaged = {
+        "missing": None,
+        "nothing": b"",
+        "not gzip": b"<html>Sign in</html>",
+        "not a tar": gzip.compress(b"<html>Sign in</html>" * 99),
+        "altered": whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:],
+        "altered header": gzip.compress(tar[:header] + b"b" + tar[header + 1 :]),
+        "altered first header": gzip.compress(b"b" + tar[1:]),
+        "tar cut between members": gzip.compress(tar[:header]),
+        "tar cut in a review": gzip.compress(tar[: header + 514]),
+    }
+    damaged |= {f"cut at {end}": whole[:end] for end in range(1, len(whole), 7)}
+    for name, data in damaged.items():
+        path = tmp_path / f"{name}.tar.gz"
+        if data is not None:
+            path.write_bytes(data)
+        with pytest.raises(InputError, match="is not a whole"):
+            corpus.read_archive(path, FOLDERS[1:])
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL_ARCHIVE.exists(), reason="the real archive is not here")
+def test_real_archive() -> None:
+    folders = [
+        f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")
+    ]
+    table = corpus.read_archive(REAL_ARCHIVE, folders)
+    assert table.num_rows == 50_000
+    assert sum(len(text.encode()) for text in table["text"].to_pylist()) == 65_483_508
+    assert table["id"][0].as_py() == "train/pos/0_9"
+    numbers = [int(name.split("/")[2].split("_")[0]) for name in table["id"].to_pylist()]
+    assert numbers == [*range(12_500)] * 4
+    assert set(table["rating"].to_pylist()) == {1, 2, 3, 4, 7, 8, 9, 10}
+
+
+# --- read_files -------------------------------------------------------------------------------
+
+
+def test_folder_of_text_files(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("Inner")
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfWith a mark")
+    (tmp_path / "notes.md").write_text("Not a review")
+    table = corpus.read_files(tmp_path)
+    assert table.schema == corpus.SCHEMA
+    assert table.to_pylist() == [
+        {"id": "b", "split": "", "label": None, "rating": None, "text": "With a mark"},
+        {"id": "sub/a", "split": "", "label": None, "rating": None, "text": "Inner"},
+    ]
+
+
+def test_json_lines_with_and_without_the_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    rows = [
+        {"id": "x", "body": "One", "split": "test", "label": "pos", "rating": 9, "more": [1]},
+        {"id": 7, "body": "Two", "label": 0},
+        {"body": "Three é"},
+    ]
+    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+    assert [tuple(row.values()) for row in corpus.read_files(path, "body").to_pylist()] == [
+        ("x", "test", "pos", 9, "One"),
+        ("7", "", "0", None, "Two"),
+        ("5", "", None, None, "Three é"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text_type",
+    [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())],
+)
+def test_parquet(tmp_path: Path, text_type: pa.DataType) -> None:
+    path = tmp_path / "mine.parquet"
+    texts = pa.array(["Un", "Deux é"]).cast(text_type)
+    pq.write_table(pa.table({"text": texts, "label": [1, 0], "other": [[], []]}), path)
+    assert [tuple(row.values()) for row in corpus.read_files(path).to_pylist()] == [
+        ("1", "", "1", None, "Un"),
+        ("2", "", "0", None, "Deux é"),
+    ]
+    pq.write_table(pa.table({"text": texts, "id": [5, 4], "rating": [1.0, None]}), path)
+    assert [tuple(row.values()) for row in corpus.read_files(path).to_pylist()] == [
+        ("5", "", None, 1, "Un"),
+        ("4", "", None, None, "Deux é"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no reviews"),
+        (b"\n\n", "holds no reviews"),
+        (b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        (b'["text"]', "line 1 is not a JSON object"),
+        (b"[" * 100_000, "line 1 is not JSON"),
+        (b'{"txt": "a"}', r"review '1' has no text in 'text' \(corpus.text_column\)"),
+        (b'{"text": null}', "has no text"),
+        (b'{"text": 3}', "has no text"),
+        (b'{"id": "me", "text": "  "}', "review 'me' is empty"),
+        (b'{"text": "a\xff"}', "line 1: byte 11 is not UTF-8"),
+        (b'{"text": "a\\ud800"}', "review '1': byte 1 is not UTF-8"),
+        (b'{"id": "\\ud800", "text": "a"}', "can't be stored"),
+        (b'{"id": 2, "text": "a"}\n{"text": "b"}', "the id '2' is there 2 times"),
+        (b'{"text": "a", "rating": "good"}', "can't be stored"),
+        (b'{"text": "a", "rating": 7.5}', "can't be stored"),
+        (b'{"text": "a", "rating": 1000}', "can't be stored"),
+        (b'{"text": "a", "rating": 99999999999999999999}', "can't be stored"),
+    ],
+)
+def test_unusable_json_lines(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        corpus.read_files(path)
+    assert str(path) in str(caught.value)
+
+
+def test_json_lines_with_undecodable_bytes_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(b'{"text": "a\xff"}\n{"text": "b\\ud800"}')
+    texts = corpus.read_files(path, undecodable="replace")["text"].to_pylist()
+    assert texts[0] == "a\ufffd" and set(texts[1]) == {"b", "\ufffd"}
+
+
+def test_unusable_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "mine.parquet"
+    pq.write_table(pa.table({"review": ["a"]}), path)
+    with pytest.raises(InputError, match="no text in 'text'"):
+        corpus.read_files(path)
+    pq.write_table(pa.table({"text": [[1]]}), path)
+    with pytest.raises(InputError, match="can't be read"):
+        corpus.read_files(path)
+    data = pa.py_buffer(b"ab\xe9c")  # a string array that lies about being UTF-8
+    bad = pa.StringArray.from_buffers(1, pa.py_buffer(np.array([0, 4], np.int32)), data)
+    pq.write_table(pa.table({"text": bad}), path)
+    with pytest.raises(InputError, match="review '1': byte 2 is not UTF-8"):
+        corpus.read_files(path)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="can't be read as Parquet"):
+        corpus.read_files(path)
+
+
+def test_unusable_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="holds no reviews"):
+        corpus.read_files(tmp_path)
+    (tmp_path / "a.txt").write_bytes(b"ab\xe9c")
+    with pytest.raises(InputError, match="review 'a': byte 2 is not UTF-8"):
+        corpus.read_files(tmp_path)
+    assert corpus.read_files(tmp_path, undecodable="replace")["text"][0].as_py() == "ab\ufffdc"
+    (tmp_path / "a.txt").write_text("\n")
+    with pytest.raises(InputError, match="review 'a' is empty"):
+        corpus.read_files(tmp_path)
+    with pytest.raises(InputError, match=r"not a folder of \.txt, a \.jsonl or a"):
+        corpus.read_files(tmp_path / "a.txt")
+    monkeypatch.setenv("DVC_EXP_NAME", "tall-tale")
+    with pytest.raises(InputError, match=r"no such file or folder: gone.*`dvc add`"):
+        corpus.read_files(Path("gone"))
+
+
+# --- write_reviews, read_reviews --------------------------------------------------------------
+
+
+def test_same_reviews_give_the_same_bytes(tmp_path: Path) -> None:
+    table = corpus.read_archive(pack(tmp_path / "a.tar.gz", REVIEWS), FOLDERS)
+    pieces = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    for name, value in {"new/a": table, "b": table, "c": pieces}.items():
+        corpus.write_reviews(value, tmp_path / f"{name}.parquet")
+    first = (tmp_path / "new/a.parquet").read_bytes()
+    assert first == (tmp_path / "b.parquet").read_bytes() == (tmp_path / "c.parquet").read_bytes()
+    assert corpus.read_reviews(tmp_path / "b.parquet").equals(table)
+    assert corpus.read_reviews(tmp_path / "b.parquet", ["text", "id"]).equals(
+        table.select(["text", "id"])
+    )
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_damaged_reviews_say_what_makes_them_anew(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.parquet"
+    message = rf"{path} is missing or damaged .*`dvc repro download`"
+    with pytest.raises(InputError, match=message):
+        corpus.read_reviews(path)
+    table = corpus.read_archive(pack(tmp_path / "a.tar.gz", REVIEWS), FOLDERS)
+    corpus.write_reviews(table, path)
+    whole = path.read_bytes()
+    flipped = whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]
+    for data in (b"", b"not Parquet", whole[:-1], whole[: len(whole) // 2], flipped):
+        path.write_bytes(data)
+        with pytest.raises(InputError, match=message):
+            corpus.read_reviews(path)
+    corpus.write_reviews(table.drop_columns("text"), path)
+    for columns in (None, ["text"]):
+        with pytest.raises(InputError, match=message):
+            corpus.read_reviews(path, columns)
+
+
+# --- is_validation ----------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(
+    st.lists(st.text(st.characters(exclude_categories=["Cs"])), unique=True),
+    st.lists(st.text(st.characters(exclude_categories=["Cs"]))),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+def test_held_out_reviews_depend_on_their_own_id_only(
+    ids: list[str], more: list[str], fraction: float, other: float
+) -> None:
+    held_out = corpus.is_validation(ids, fraction)
+    assert held_out.dtype == bool and held_out.shape == (len(ids),)
+    assert (corpus.is_validation(more + ids, fraction)[len(more) :] == held_out).all()
+    assert (corpus.is_validation(ids[::-1], fraction)[::-1] == held_out).all()
+    array = pa.array(ids, pa.string())
+    assert (corpus.is_validation(array, fraction) == held_out).all()
+    assert (corpus.is_validation(pa.chunked_array([array]), fraction) == held_out).all()
+    # A larger share holds out the same reviews, and more of them.
+    low, high = sorted([fraction, other])
+    assert (corpus.is_validation(ids, low) <= corpus.is_validation(ids, high)).all()
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.02, 0.1, 0.5, 1.0])
+def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
+    ids = [f"{split}/{n}_7" for split in ("train/pos", "test/neg") for n in range(10_000)]
+    share = corpus.is_validation(ids, fraction).mean()
+    assert share == pytest.approx(fraction, abs=4 * (fraction * (1 - fraction) / 20_000) ** 0.5)
+
+
+def test_held_out_reviews_stay_the_same_between_versions() -> None:
+    ids = [f"train/pos/{n}_9" for n in range(40)]
+    assert np.flatnonzero(corpus.is_validation(ids, 0.1)).tolist() == [0, 3, 5, 22, 39]

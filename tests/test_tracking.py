@@ -1,0 +1,448 @@
+import csv
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+import minigpt
+from minigpt import tracking
+from minigpt.errors import InputError
+from minigpt.tracking import Tracker, register, replay, tracking_uri
+
+MD5 = {"reviews": "a" * 32, "sequences": "b" * 32 + ".dir", "model": "c" * 32 + ".dir"}
+CONFIG: dict[str, Any] = {
+    "corpus": {"url": "https://me:hunter2@example.org/reviews.tar.gz", "folders": ["pos", "neg"]},
+    "vocabulary": {"style": "spaced"},
+    "train": {"epochs": 3, "learning_rate": 1e-5, "resume": True, "preview": {"prompts": ["ä"]}},
+    "sample": {
+        "prompts": ["this movie"],
+        "max_tokens": 40,
+        "temperature": 0.9,
+        "top_k": 0,
+        "top_p": 0.9,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "allow_unknown": False,
+        "seed": 7,
+    },
+    "tracking": {"model_name": "minigpt"},
+}
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "DVC_")):
+            monkeypatch.delenv(name)
+    # Set and deleted, so that what the tracker and MLflow set themselves is undone too.
+    for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_{name}")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A new database takes MLflow seconds; each test starts from a copy."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}")
+    return path.read_bytes()
+
+
+@pytest.fixture
+def project(tmp_path: Path, empty_store: bytes) -> Path:
+    """A project's folder after a run of three epochs; its name is an awkward one."""
+    root = tmp_path / "pro ject#1"
+    reports = root / "reports"
+    reports.mkdir(parents=True)
+    (root / "mlflow.db").write_bytes(empty_store)
+    with (reports / "losses.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["epoch", "loss", "learning_rate", "val_loss", "val_perplexity"])
+        for epoch in (1, 2, 3):
+            writer.writerow([epoch, f"{6 - epoch / 3:.4f}", "1e-05", "", f"{90 - epoch}.5"])
+    epochs = [
+        {"epoch": e, "finished_ms": 1700000000000 + e * 1000, "seconds": 1.5, "tokens_per_s": 99.0}
+        for e in (1, 2, 3)
+    ]
+    settings = {"backend": "tensorflow", "threads": 2, "jit_compile": False}
+    run = {"train_id": "t1", "settings": settings, "epochs": epochs}
+    (reports / "run.json").write_text(json.dumps(run))
+    texts = [{"epoch": e, "prompt": "the", "text": f"the ä {e}"} for e in (1, 2, 3)]
+    lines = "".join(json.dumps(text) + "\n" for text in texts)
+    (reports / "epoch_texts.jsonl").write_text(lines)
+    (reports / "samples.txt").write_text("a fine film\n")
+    (reports / "samples.jsonl").write_text('{"text": "a fine film"}\n')
+    (reports / "vocabulary.json").write_text('{"tokens": 1000, "unknown_share": 0.01}')
+    (reports / "train.json").write_text('{"loss": 5.0, "epochs": 3, "stopped": false}')
+    lock = {
+        "schema": "2.0",
+        "stages": {
+            "download": {"outs": [{"path": "data/reviews.parquet", "md5": MD5["reviews"]}]},
+            "sequences": {
+                "deps": [{"path": "data/reviews.parquet", "md5": MD5["reviews"]}],
+                "outs": [{"path": "data/sequences", "md5": MD5["sequences"]}],
+            },
+            "train": {
+                "deps": [{"path": "data/sequences", "md5": MD5["sequences"]}],
+                "outs": [{"path": "model", "md5": MD5["model"]}],
+            },
+            "sample": {
+                "deps": [{"path": "model", "md5": MD5["model"]}],
+                "outs": [{"path": "reports/samples.txt", "md5": "d" * 32}],
+            },
+        },
+    }
+    (root / "dvc.lock").write_text(yaml.safe_dump(lock))
+    return root
+
+
+def runs(root: Path) -> list[Run]:
+    client = MlflowClient(f"sqlite:///{root.resolve()}/mlflow.db")
+    experiment = client.get_experiment_by_name("minigpt")
+    return list(client.search_runs([experiment.experiment_id])) if experiment else []
+
+
+def contents(root: Path) -> dict[str, Any]:
+    """All that the only run has."""
+    (run,) = runs(root)
+    client = MlflowClient(f"sqlite:///{root.resolve()}/mlflow.db")
+    inputs = run.inputs.dataset_inputs if run.inputs else []
+    points = {
+        key: [
+            (p.step, p.timestamp, p.value) for p in client.get_metric_history(run.info.run_id, key)
+        ]
+        for key in run.data.metrics
+    }
+    artifacts = {
+        file.path: Path(
+            mlflow.artifacts.download_artifacts(
+                run_id=run.info.run_id, artifact_path=file.path, tracking_uri=client.tracking_uri
+            )
+        ).read_text()
+        for folder in client.list_artifacts(run.info.run_id)
+        for file in client.list_artifacts(run.info.run_id, folder.path)
+    }
+    return {
+        "points": points,
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "datasets": sorted((d.dataset.name, d.dataset.digest) for d in inputs),
+        "artifacts": artifacts,
+        "status": run.info.status,
+    }
+
+
+def test_all_of_a_run_is_logged_from_its_files(project: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-dawn")
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", "-C", str(project), *identity, *command], check=True)
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    logged = contents(project)
+    assert logged["points"]["loss"] == [
+        (1, 1700000001000, 5.6667),
+        (2, 1700000002000, 5.3333),
+        (3, 1700000003000, 5.0),
+    ]
+    assert [step for step, _, _ in logged["points"]["tokens_per_s"]] == [1, 2, 3]
+    assert "val_loss" not in logged["points"]  # nothing was held out: its cells are empty
+    assert logged["points"]["vocabulary/tokens"] == [(0, 1700000003000, 1000.0)]
+    assert logged["points"]["train/epochs"][0][2] == 3
+    assert (
+        logged["params"]
+        | {
+            "train.epochs": "3",
+            "train.learning_rate": "1e-05",
+            "train.resume": "true",
+            "train.preview.prompts": '["ä"]',
+            "corpus.folders": '["pos", "neg"]',
+            "tracking.model_name": "minigpt",
+            "run.backend": "tensorflow",
+            "run.threads": "2",
+        }
+        == logged["params"]
+    )
+    assert logged["artifacts"] == {
+        "samples/samples.jsonl": '{"text": "a fine film"}\n',
+        "samples/samples.txt": "a fine film\n",
+        **{f"texts/epoch_00{e}.txt": f"> the\nthe ä {e}\n" for e in (1, 2, 3)},
+    }
+    assert logged["datasets"] == [("reviews", MD5["reviews"]), ("sequences", MD5["sequences"])]
+    tags = logged["tags"]
+    assert tags["dvc.lock:model"] == MD5["model"]
+    assert tags["dvc.exp"] == tags["mlflow.runName"] == "puffy-dawn"
+    head = subprocess.check_output(["git", "-C", str(project), "rev-parse", "HEAD"], text=True)
+    assert tags["mlflow.source.git.commit"] == head.strip()
+    assert logged["status"] == "FINISHED"
+    assert (project / "mlartifacts").is_dir()
+
+
+def test_replaying_again_adds_nothing(project: Path) -> None:
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    once = contents(project)
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    assert contents(project) == once
+
+
+def test_a_killed_training_goes_on_in_its_run(project: Path) -> None:
+    live = Tracker("t1", CONFIG, project)
+    row = {"epoch": 1, "loss": 5.66667, "val_loss": None, "learning_rate": 1e-5}
+    live.settings({"threads": 64})
+    live.epoch(row, {"finished_ms": 5, "tokens_per_s": 1.0}, [{"prompt": "a", "text": "a b"}])
+    # Resumed on another machine, whose files have their own times, digits and threads.
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    logged = contents(project)
+    assert [point[0] for point in logged["points"]["loss"]] == [1, 2, 3]
+    assert logged["params"]["run.threads"] == "64"
+
+
+def test_another_configuration_or_training_is_another_run(project: Path) -> None:
+    first = Tracker("t1", CONFIG, project).run_id
+    sampled = {**CONFIG, "sample": {**CONFIG["sample"], "seed": 8}}
+    renamed = {**CONFIG, "tracking": {"model_name": "other"}}
+    assert Tracker("t1", renamed, project).run_id == first
+    assert Tracker("t1", sampled, project).run_id != first
+    assert Tracker("t2", CONFIG, project).run_id != first
+    assert len(runs(project)) == 3
+
+
+def test_stages_that_dvc_has_yet_to_finish_have_no_digest(project: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("DVC_STAGE", "train")  # its entry and that of sample are of an earlier run
+    Tracker("t1", CONFIG, project)
+    locked = {key for key in contents(project)["tags"] if key.startswith("dvc.lock")}
+    assert locked == {"dvc.lock:data/reviews.parquet", "dvc.lock:data/sequences"}
+
+
+def test_training_does_not_log_the_samples_of_an_earlier_run(project: Path) -> None:
+    tracker = Tracker("t1", CONFIG, project)
+    tracker.files(project / "reports")
+    replay(tracker, project / "reports")  # finds the numbers there already
+    assert len(contents(project)["points"]["train/loss"]) == 1
+    other = Tracker("t2", CONFIG, project)
+    other.files(project / "reports")
+    assert not MlflowClient(other.uri).list_artifacts(other.run_id)
+
+
+def test_a_copy_of_the_project_logs_to_the_project(project: Path, monkeypatch: Any) -> None:
+    copy = project / ".dvc/tmp/exps/1"
+    copy.mkdir(parents=True)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    replay(Tracker("t1", CONFIG, copy), project / "reports")
+    assert "samples/samples.txt" in contents(project)["artifacts"]
+    assert not list(copy.iterdir())
+
+
+def test_where_the_runs_are_kept(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(Path()) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///runs/my.db")
+    assert tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/runs/my.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////srv/my.db")
+    assert tracking_uri(tmp_path) == "sqlite:////srv/my.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
+    assert tracking_uri(tmp_path) == "http://mlflow:5000"
+
+
+class Silent(BaseHTTPRequestHandler):
+    """A server that takes a request and never answers."""
+
+    def handle(self) -> None:
+        time.sleep(30)
+
+
+@pytest.mark.parametrize("store", ["refused", "hanging", "unwritable", "not a database"])
+def test_an_outage_costs_seconds_and_loses_nothing(
+    store: str, project: Path, monkeypatch: Any, caplog: Any, capfd: Any
+) -> None:
+    uri = "http://me:hunter2@127.0.0.1:9"
+    if store == "hanging":
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+        server.daemon_threads = True
+        server.block_on_close = False
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        uri = f"http://me:hunter2@127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    elif store == "unwritable":
+        uri = "sqlite:////proc/mlflow.db"
+    elif store == "not a database":
+        (project / "broken.db").write_text("not a database " * 100)
+        uri = f"sqlite:///{project}/broken.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with caplog.at_level(logging.WARNING):
+        began = time.monotonic()
+        tracker = Tracker("t1", CONFIG, project)
+        replay(tracker, project / "reports")
+        assert time.monotonic() - began < 5
+    assert tracker.offline
+    (warning,) = caplog.messages
+    assert "can't be used" in warning and "logged later" in warning
+    everything = caplog.text + "".join(capfd.readouterr())
+    assert "hunter2" not in everything and "Traceback" not in everything
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    assert len(contents(project)["points"]["loss"]) == 3
+
+
+def test_an_outage_in_the_middle_of_training(project: Path, monkeypatch: Any, caplog: Any) -> None:
+    tracker = Tracker("t1", CONFIG, project)
+    timing = {"finished_ms": 1700000001000, "tokens_per_s": 99.0}
+    tracker.epoch({"epoch": 1, "loss": 5.6667}, timing)
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", full)
+        tracker.epoch({"epoch": 2, "loss": 5.3333}, timing)
+    tracker.epoch({"epoch": 3, "loss": 5.0}, timing)
+    assert len(caplog.messages) == 1 and "no space left" in caplog.text
+    assert len(contents(project)["points"]["loss"]) == 1
+    replay(Tracker("t1", CONFIG, project), project / "reports")
+    assert [step for step, _, _ in contents(project)["points"]["loss"]] == [1, 2, 3]
+
+
+def test_a_strict_tracker_raises(project: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:hunter2@127.0.0.1:9")
+    with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:9 can't be used") as raised:
+        Tracker("t1", CONFIG, project, strict=True)
+    assert "hunter2" not in str(raised.value)
+
+
+def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
+    code = """
+from multiprocessing import get_context
+from pathlib import Path
+from minigpt.tracking import Tracker
+
+def create(train_id):
+    Tracker(train_id, {"train": {"epochs": 1}}, Path(), strict=True)
+
+processes = [get_context("fork").Process(target=create, args=(t,)) for t in ("t1", "t2", "t2")]
+[process.start() for process in processes]
+[process.join() for process in processes]
+raise SystemExit(any(process.exitcode for process in processes))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.stderr, ran.returncode) == ("", 0)
+    assert {run.data.tags["minigpt.train_id"] for run in runs(tmp_path)} == {"t1", "t2"}
+    assert len(runs(tmp_path)) == 2
+
+
+def test_no_secret_and_no_overlong_value_is_logged(project: Path) -> None:
+    config = {"a": "x" * 9000, "b": "x" * 8000, **{f"k{i}": {} for i in range(150)}, **CONFIG}
+    Tracker("t1", config, project, strict=True)
+    params = contents(project)["params"]
+    assert params["corpus.url"] == "https://example.org/reviews.tar.gz"
+    assert len(params["a"]) <= 6000 and params["a"] != params["b"]
+    assert len(params) > 150
+    assert b"hunter2" not in (project / "mlflow.db").read_bytes()
+
+
+class Echo:
+    settings: ClassVar[dict[str, Any]]
+
+    def __init__(self, *args: Any) -> None: ...
+
+    def __call__(self, prompts: list[str], sampling: Any) -> list[str]:
+        self.__class__.settings = vars(sampling)
+        return prompts
+
+
+@pytest.fixture
+def model_dir(project: Path, monkeypatch: Any) -> Path:
+    (project / "model").mkdir()
+    (project / "model/vocabulary.txt").write_text("\n[UNK]\nfilm\n")
+    loaded = SimpleNamespace(network=None, vocabulary=None, config=CONFIG)
+    fakes = {
+        "model": SimpleNamespace(load=lambda path: loaded if path.is_dir() else None),
+        "decoding": SimpleNamespace(Generator=Echo, Sampling=SimpleNamespace),
+    }
+    for name, fake in fakes.items():  # no TensorFlow here; tests/test_serving.py is nearer to it
+        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
+        monkeypatch.setattr(minigpt, name, fake, raising=False)
+    return project / "model"
+
+
+def test_registering_twice_gives_one_version(
+    project: Path, model_dir: Path, monkeypatch: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # anywhere but the project
+    tracker = Tracker("t1", CONFIG, project, strict=True)
+    first = register(tracker, model_dir, name="mini", alias="newest", prompts=["this movie"])
+    assert first["uri"] == "models:/mini/1" and first["run_id"] == tracker.run_id
+    again = Tracker("t1", CONFIG, project, strict=True)
+    assert register(again, model_dir, name="mini", alias="best", prompts=["this movie"]) == {
+        **first,
+        "alias": "best",
+    }
+    (model_dir / "vocabulary.txt").write_text("\n[UNK]\nmovie\n")
+    other = register(again, model_dir, name="mini", alias="newest", prompts=["this movie"])
+    assert other["version"] == "2" and other["model_sha256"] != first["model_sha256"]
+
+    client = MlflowClient(tracker.uri)
+    assert client.get_model_version_by_alias("mini", "newest").run_id == tracker.run_id
+    versions = [client.get_model_version_by_alias("mini", a).version for a in ("best", "newest")]
+    assert [str(version) for version in versions] == ["1", "2"]
+
+    own = {k: v for k, v in CONFIG["sample"].items() if k != "prompts"}
+    prompts = pd.DataFrame({"prompt": ["a", "b"]})
+    loaded = mlflow.pyfunc.load_model("models:/mini@best")
+    assert loaded.predict(prompts, params={"top_k": 3}) == ["a", "b"]
+    assert Echo.settings == {**own, "top_k": 3}
+
+    local = Path(mlflow.artifacts.download_artifacts("models:/mini@best"))
+    files = {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
+    assert {"serving.py", "code/minigpt/serving.py", "artifacts/model/vocabulary.txt"} <= files
+    assert not [name for name in files if Path(name).suffix in (".pkl", ".pickle", ".pyc")]
+    assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
+    requirements = (local / "requirements.txt").read_text().split()
+    assert {line.split("==")[0] for line in requirements} == set(tracking.REQUIREMENTS)
+    recorded = yaml.safe_load((local / "MLmodel").read_text())
+    parameters = {p["name"]: p["default"] for p in json.loads(recorded["signature"]["params"])}
+    assert parameters == own
+
+
+def test_a_model_that_does_not_work_is_not_registered(
+    project: Path, model_dir: Path, monkeypatch: Any
+) -> None:
+    def broken(path: Path) -> None:
+        raise InputError("a weight is missing")
+
+    monkeypatch.setattr(sys.modules["minigpt.model"], "load", broken)
+    tracker = Tracker("t1", CONFIG, project, strict=True)
+    with pytest.raises(InputError, match="a weight is missing"):
+        register(tracker, model_dir, name="mini", alias="best", prompts=["a"])
+    assert not MlflowClient(tracker.uri).search_registered_models()
+
+
+def test_registering_needs_the_model_and_the_store(
+    project: Path, model_dir: Path, monkeypatch: Any
+) -> None:
+    tracker = Tracker("t1", CONFIG, project, strict=True)
+    with pytest.raises(InputError, match="is missing; run `dvc repro train`"):
+        register(tracker, project / "nowhere", name="mini", alias="best", prompts=["a"])
+    with pytest.raises(InputError, match="can't be used"):
+        register(tracker, model_dir, name="a/b:c", alias="best", prompts=["a"])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    offline = Tracker("t1", CONFIG, project)
+    with pytest.raises(InputError, match="is not registered"):
+        register(offline, model_dir, name="mini", alias="best", prompts=["a"])
