@@ -343,6 +343,8 @@ def _contradictions(c: Config) -> Iterator[str]:
             f"train.weight_decay is {c.train.weight_decay} but train.optimizer is "
             f"{c.train.optimizer}: only adamw decays weights"
         )
+    if c.tracking.alias == "latest":
+        yield "tracking.alias is 'latest': MLflow reserves it, choose another"
     for name, sampling in (("sample", c.sample), ("train.preview", c.train.preview)):
         if sampling.top_p == 0:
             yield f"{name}.top_p is 0: allowed is above 0, to 1 (1: off)"

@@ -22,6 +22,7 @@ from minigpt.text import detokenise, tokenise
 from minigpt.vocabulary import PADDING, UNKNOWN, Vocabulary
 
 PROMPT_STEP = 16  # prompts are padded to a multiple of it: few shapes, so few compilations
+LOOPS_KEPT = 16  # compiled loops, so that a server asked for ever new shapes keeps its memory
 
 
 @dataclass(frozen=True)
@@ -286,5 +287,7 @@ class Generator:
             loop = DecodingLoop(self.network, *kind)
             # XLA is slower than TensorFlow's own kernels here on a CPU, and JAX has nothing else.
             loop.compile(jit_compile=keras.backend.backend() == "jax")
+            if len(self._loops) >= LOOPS_KEPT:
+                del self._loops[next(iter(self._loops))]
             self._loops[key] = loop
         return self._loops[key]
