@@ -8,12 +8,12 @@ import difflib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from minigpt.errors import InputError
 
@@ -184,7 +184,9 @@ def compose(conf: Path = CONF, params: Path = PARAMS) -> Config:
     """
     overrides = _without_nulls(_read(params))
     groups = overrides.pop("groups", {})
-    composed = _hydra(conf, groups if isinstance(groups, dict) else {})
+    if not isinstance(groups, dict):
+        raise InputError(f"groups in {params} is {groups!r}: expected a choice for each group")
+    composed = _hydra(conf, groups)
     merged = _merge(OmegaConf.structured(Config), composed, f"{conf}/")
     merged = _merge(merged, OmegaConf.create(overrides), str(params))
     return _check(merged)
@@ -241,7 +243,7 @@ def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
     known = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
     for group, choice in groups.items():
         if group not in known:
-            raise InputError(f"unknown group groups.{group}; {_allowed(group, known)}")
+            raise InputError(f"unknown group groups.{group}; {_allowed(str(group), known)}")
         choices = sorted(file.stem for file in (conf / group).glob("*.yaml"))
         if choice not in choices:
             raise InputError(
@@ -257,6 +259,8 @@ def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
 
 
 def _merge(base: Any, over: DictConfig, source: str) -> Any:
+    for key, value, expected in _misshapen(Config, OmegaConf.to_container(over), ""):
+        raise InputError(f"{key} in {source} is {value!r}: expected {expected}")
     try:
         return OmegaConf.merge(base, over)
     except ConfigKeyError as error:
@@ -265,11 +269,24 @@ def _merge(base: Any, over: DictConfig, source: str) -> Any:
         raise InputError(
             f"unknown key {error.full_key} in {source}; {_allowed(key, sorted(map(str, node)))}"
         ) from None
-    except ValidationError as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{error.full_key} in {source}: {reason}") from None
     except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key or 'configuration'} in {source}: {error}") from None
+        raise InputError(f"{error.full_key} in {source}: {str(error).splitlines()[0]}") from None
+
+
+def _misshapen(section: Any, over: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    """Values that OmegaConf refuses without naming their key, or takes for "as it was" (???)."""
+    for item in fields(section):
+        name, value = prefix + item.name, over.get(item.name)
+        if value is None or isinstance(value, str) and "${" in value:
+            continue
+        if value == "???":
+            yield name, value, "a value"
+        elif is_dataclass(item.type) and isinstance(value, dict):
+            yield from _misshapen(item.type, value, f"{name}.")
+        elif is_dataclass(item.type):
+            yield name, value, "keys and values"
+        elif item.type == list[str] and not isinstance(value, list):
+            yield name, value, "a list"
 
 
 def _allowed(key: str, known: list[str]) -> str:
@@ -280,7 +297,6 @@ def _allowed(key: str, known: list[str]) -> str:
 
 def _check(merged: Any) -> Config:
     try:
-        OmegaConf.resolve(merged)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]

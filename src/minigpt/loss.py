@@ -70,7 +70,9 @@ def weighted_losses(
             d_bias = d_bias + ops.sum(d_logits, axis=(0, 1))
             d_logits = ops.cast(d_logits, hidden.dtype)
             d_hidden.append(ops.matmul(d_logits, ops.transpose(narrow)))
-            d_kernel = d_kernel + ops.cast(ops.einsum("btc,btv->cv", block, d_logits), "float32")
+            flat = ops.reshape(d_logits, (-1, ops.shape(d_logits)[-1]))
+            columns = ops.transpose(ops.reshape(block, (-1, block.shape[-1])))
+            d_kernel = d_kernel + ops.cast(ops.matmul(columns, flat), "float32")
         chosen = ops.take(ops.transpose(narrow), targets, axis=0)  # (B, T, C)
         d_hidden = ops.concatenate(d_hidden, axis=1) - chosen * ops.cast(
             weights[..., None], hidden.dtype

@@ -1,9 +1,11 @@
 """Runs a stage: `python -m minigpt.stages NAME`, in the folder of dvc.yaml."""
 
+import contextlib
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 
 from minigpt.errors import InputError
 
@@ -18,14 +20,29 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Libraries read these while they are imported, so a stage is imported after them.
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails raises an exception too
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    with _silent_stderr():
+        run = importlib.import_module(f"minigpt.stages.{stage}").run
     try:
-        importlib.import_module(f"minigpt.stages.{stage}").run()
+        run()
     except InputError as error:
         print(f"error: {stage}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """While TensorFlow is imported it reports on CUDA and oneDNN, and no setting of its stops it."""
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 if __name__ == "__main__":
