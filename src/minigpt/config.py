@@ -239,6 +239,7 @@ def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
+    from yaml import YAMLError
 
     known = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
     for group, choice in groups.items():
@@ -254,7 +255,7 @@ def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
     try:
         with initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
             return hydra_compose(config_name="config", overrides=picked)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise InputError(f"{conf}/ can't be composed: {error}") from None
 
 
@@ -277,7 +278,7 @@ def _misshapen(section: Any, over: Any, prefix: str) -> Iterator[tuple[str, Any,
     """Values that OmegaConf refuses without naming their key, or takes for "as it was" (???)."""
     for item in fields(section):
         name, value = prefix + item.name, over.get(item.name)
-        if value is None or isinstance(value, str) and "${" in value:
+        if value is None or (isinstance(value, str) and "${" in value):
             continue
         if value == "???":
             yield name, value, "a value"

@@ -237,7 +237,8 @@ def fit(
     while len(done) < epochs and not _stops(done, early_stopping):
         number = len(done) + 1
         began = time.perf_counter()
-        fitted = model.fit(batches(number - 1), verbose=verbose, callbacks=list(callbacks))
+        data = batches(number - 1)  # in an order of its own
+        fitted = model.fit(data, verbose=verbose, shuffle=False, callbacks=list(callbacks))
         seconds = time.perf_counter() - began
         losses = {name: values[-1] for name, values in fitted.history.items()}
         if not math.isfinite(losses["loss"]):
