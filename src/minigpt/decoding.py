@@ -100,8 +100,9 @@ def choose(
     mass = ops.cumsum(probabilities, axis=-1)
     # Kept below 1, so that rounding can't reach the last token where its probability is 0.
     drawn = ops.minimum(uniforms, 1 - 1e-6) * mass[:, -1:]
-    index = ops.sum(ops.cast(mass <= drawn, "int32"), axis=-1, keepdims=True)
-    index = ops.minimum(index, mass.shape[-1] - 1)
+    # A sum in parallel (JAX's) wavers in its last bits, also where a probability is 0.
+    reached = (mass > drawn) & (probabilities > 0)
+    index = ops.argmax(ops.cast(reached, "int32"), axis=-1, keepdims=True)
     return ops.cast(
         (index if ids is None else ops.take_along_axis(ids, index, axis=1))[:, 0], "int32"
     )
@@ -276,7 +277,7 @@ class Generator:
 
     def _loop(self, sampling: Sampling, shape: tuple[int, ...]) -> DecodingLoop:
         kind = (
-            sampling.temperature == 0,
+            sampling.temperature == 0 or sampling.top_k == 1,
             sampling.top_k,
             sampling.top_p < 1 or sampling.min_p > 0,
             sampling.repetition_penalty != 1,

@@ -12,6 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import keras
 from keras import layers, ops
@@ -301,7 +302,9 @@ def load(directory: Path) -> ModelDirectory:
     try:
         network = keras.saving.load_model(directory / MODEL_FILE, compile=False, safe_mode=True)
         config = json.loads((directory / CONFIG_FILE).read_text())
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        if not isinstance(network, MiniGPT) or not isinstance(config, dict):
+            raise ValueError(f"{MODEL_FILE} is no MiniGPT, or {CONFIG_FILE} holds no keys")
+    except (OSError, ValueError, TypeError, KeyError, BadZipFile) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{directory} is not a whole model directory: {reason}; run `dvc repro train`"

@@ -1,0 +1,87 @@
+"""What the tests of the numerical modules share; nothing here loads Keras before it is used."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Compiling takes JAX longer than running anything as small as what the tests run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
+
+@pytest.fixture(scope="session")
+def gradients() -> Callable[..., list[np.ndarray]]:
+    """The gradients of a scalar function of arrays, in float32: the one place per backend."""
+    import keras
+    from keras import ops
+
+    def gradients(function: Callable[..., Any], *arrays: Any) -> list[np.ndarray]:
+        tensors = [ops.convert_to_tensor(array) for array in arrays]
+        if keras.backend.backend() == "tensorflow":
+            import tensorflow as tf
+
+            with tf.GradientTape() as tape:
+                tape.watch(tensors)
+                value = function(*tensors)
+            zero = tf.UnconnectedGradients.ZERO
+            found = tape.gradient(value, tensors, unconnected_gradients=zero)
+            found = [tf.convert_to_tensor(gradient) for gradient in found]
+        elif keras.backend.backend() == "jax":
+            import jax
+
+            every = tuple(range(len(tensors)))
+            found = jax.jit(jax.grad(function, argnums=every))(*tensors)
+        else:
+            import torch
+
+            tensors = [tensor.detach().requires_grad_() for tensor in tensors]
+            found = torch.autograd.grad(function(*tensors), tensors, materialize_grads=True)
+        return [ops.convert_to_numpy(ops.cast(gradient, "float32")) for gradient in found]
+
+    return gradients
+
+
+@pytest.fixture(scope="session")
+def compiled() -> Callable[..., Any]:
+    """Compiles a function as a whole where each operation would be compiled alone (JAX)."""
+    import keras
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        if keras.backend.backend() != "jax":
+            return function
+        import jax
+
+        return jax.jit(function)
+
+    return compiled
+
+
+@pytest.fixture(scope="session")
+def make_network() -> Callable[..., Any]:
+    """Makes a tiny MiniGPT, all of its weights random and large enough to spread the logits."""
+    from minigpt.model import MiniGPT
+
+    def make(seed: int = 0, dtype: str = "float32", **changes: Any) -> MiniGPT:
+        settings = {
+            "vocabulary_size": 60,
+            "context_length": 20,
+            "embed_dim": 16,
+            "num_blocks": 2,
+            "num_heads": 2,
+            "key_dim": 8,
+            "feed_forward_dim": 24,
+            "dropout": 0.1,
+            "tied_embeddings": False,
+        }
+        network = MiniGPT(**{**settings, **changes}, dtype=dtype)
+        rng = np.random.default_rng(seed)
+        for weight in network.trainable_variables:
+            around = 1 if weight.name == "gamma" else 0
+            weight.assign(rng.normal(around, 0.5, weight.shape))
+        return network
+
+    return make

@@ -1,0 +1,139 @@
+"""What the tests of the pipeline share."""
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ARCHIVE = "data/sample/tiny.tar.gz"
+
+
+class Project:
+    """A git repository with the project in it, and what a user does there."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.store = f"sqlite:///{root}/mlflow.db"
+        hidden = ("DVC_", "MLFLOW_", "GIT_", "KERAS_", "PYTHON", "PYTEST_")
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+        self.env |= {
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            # Neither the machine's settings nor DVC's memory of files that it has hashed.
+            "GIT_CONFIG_GLOBAL": os.devnull,
+            "GIT_CONFIG_SYSTEM": os.devnull,
+            "DVC_GLOBAL_CONFIG_DIR": str(root.parent / "dvc/global"),
+            "DVC_SYSTEM_CONFIG_DIR": str(root.parent / "dvc/system"),
+            "DVC_SITE_CACHE_DIR": str(root.parent / "dvc/site"),
+        }
+
+    def __truediv__(self, path: str) -> Path:
+        return self.root / path
+
+    def run(self, *command: str, code: int = 0, **env: str) -> str:
+        """Runs a command, expects its exit code, and returns all that it printed."""
+        done = subprocess.run(
+            command,
+            cwd=self.root,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}"
+        return done.stdout
+
+    def dvc(self, *arguments: str, code: int = 0, **env: str) -> str:
+        return self.run("dvc", *arguments, code=code, **env)
+
+    def repro(self, *arguments: str) -> list[str]:
+        """`dvc repro`; returns the stages that ran."""
+        return ran(self.dvc("repro", *arguments))
+
+    def stage(self, name: str, code: int = 0) -> str:
+        """Runs a stage as dvc.yaml does, but without DVC, which removes its outputs before."""
+        return self.run("python", "-m", "minigpt.stages", name, code=code, PYTHONPATH="src")
+
+    def git_status(self) -> set[str]:
+        """The files that git reports as changed or new."""
+        lines = self.run("git", "status", "--short", "--untracked-files=all").splitlines()
+        return {line[3:] for line in lines}
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message", "as it is")
+
+    def edit(self, path: str, pattern: str, replacement: str) -> None:
+        """Edits a file, in which the pattern stands once."""
+        text, times = re.subn(pattern, replacement, (self / path).read_text(), flags=re.MULTILINE)
+        assert times == 1, f"{pattern!r} stands {times} times in {path}"
+        (self / path).write_text(text)
+
+    def yaml(self, path: str) -> Any:
+        return yaml.safe_load((self / path).read_text())
+
+    def json(self, path: str) -> Any:
+        return json.loads((self / path).read_text())
+
+    def outs(self) -> dict[str, bool]:
+        """The outputs that dvc.yaml names, and whether each is cached."""
+        found = {}
+        for stage in self.yaml("dvc.yaml")["stages"].values():
+            for out in (
+                out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])
+            ):
+                path, settings = (out, {}) if isinstance(out, str) else next(iter(out.items()))
+                found[path] = settings.get("cache", True)
+        return found
+
+    def runs(self) -> list[Any]:
+        """The MLflow runs, the oldest first."""
+        client = self.mlflow()
+        experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+        return list(client.search_runs(experiments, order_by=["start_time"]))
+
+    def mlflow(self) -> Any:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when it is imported
+        from mlflow import MlflowClient
+
+        return MlflowClient(self.store)
+
+    def history(self, run: Any, metric: str) -> list[tuple[int, float]]:
+        """The points of a metric, as step and value."""
+        points = self.mlflow().get_metric_history(run.info.run_id, metric)
+        return [(point.step, point.value) for point in points]
+
+    def copy(self, root: Path) -> "Project":
+        """The same project elsewhere, with its cache and its MLflow store."""
+        shutil.copytree(self.root, root, symlinks=True)
+        _replace_in_database(root / "mlflow.db", str(self.root), str(root))
+        return Project(root)
+
+
+def ran(printed: str) -> list[str]:
+    """The stages that ran, by what `dvc repro` or `dvc exp run` printed."""
+    return re.findall(r"^Running stage '(\w+)'", printed, flags=re.MULTILINE)
+
+
+def artifact(run: Any, path: str) -> str:
+    """The text of an MLflow run's artifact."""
+    return (Path(run.info.artifact_uri.removeprefix("file://")) / path).read_text()
+
+
+def _replace_in_database(path: Path, old: str, new: str) -> None:
+    """MLflow keeps absolute paths of artifacts."""
+    database = sqlite3.connect(path)
+    with database:
+        tables = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        for (table,) in tables:
+            for _, column, kind, *_ in database.execute(f"PRAGMA table_info({table})").fetchall():
+                if kind.startswith(("VARCHAR", "TEXT")):
+                    change = f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?)'
+                    database.execute(change, (old, new))
+    database.close()

@@ -1,0 +1,83 @@
+"""`dvc exp run` sets what it says, and all experiments are in the project's MLflow store."""
+
+import csv
+import re
+from typing import Any
+
+import pytest
+from helpers import Project, artifact, ran
+
+pytestmark = pytest.mark.pipeline
+
+
+def epochs(project: Project) -> list[int]:
+    with (project / "reports/losses.csv").open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def leaves(tree: dict[str, Any]) -> dict[str, Any]:
+    """The values of nested sections, by their full names."""
+    found = {}
+    for key, value in tree.items():
+        inner = leaves(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{key}.{name}".rstrip("."): inner[name] for name in inner}
+    return found
+
+
+def test_a_choice_of_a_group_and_an_added_key(project: Project) -> None:
+    fast = project.yaml("conf/train/fast.yaml")
+    printed = project.dvc(
+        "exp", "run", "-S", "groups.train=fast", "-S", "+train.clip_norm=0.5", "train"
+    )
+    assert ran(printed) == ["compose", "train"]
+    resolved = project.yaml("resolved.yaml")["train"]
+    assert (resolved["epochs"], resolved["clip_norm"]) == (fast["epochs"], 0.5)
+    assert epochs(project) == list(range(1, fast["epochs"] + 1))
+
+
+def test_a_choice_of_experiment_and_a_value(project: Project) -> None:
+    stated = project.yaml("conf/experiment/demo.yaml")
+    del stated["defaults"]
+    project.dvc("exp", "run", "-S", "groups.experiment=demo", "-S", "train.epochs=1", "compose")
+    resolved = leaves(project.yaml("resolved.yaml"))
+    assert leaves(stated) | {"train.epochs": 1} == {key: resolved[key] for key in leaves(stated)}
+
+
+def test_an_unknown_key_is_refused(project: Project) -> None:
+    printed = project.dvc("exp", "run", "-S", "+train.epoch=1", code=255)
+    assert "error: compose: unknown key train.epoch" in printed
+
+
+def test_a_queue_of_choices(project: Project) -> None:
+    known = len(project.runs())
+    project.dvc("exp", "run", "--queue", "-S", "train.epochs=1,3", "train")
+    project.dvc("exp", "run", "--run-all")
+    names = set(project.dvc("exp", "list", "--name-only").split())
+    runs = project.runs()[known:]
+    assert {run.info.run_name for run in runs} == names
+    assert {run.data.tags["dvc.exp"] for run in runs} == names
+    assert sorted(run.data.params["train.epochs"] for run in runs) == ["1", "3"]
+    for run in runs:
+        steps = [step for step, _ in project.history(run, "val_loss")]
+        assert steps == list(range(1, int(run.data.params["train.epochs"]) + 1))
+        assert run.info.status == "FINISHED"
+    assert project.git_status() == set()
+
+
+def test_a_temporary_run_executes_the_code_of_its_copy(project: Project) -> None:
+    known = len(project.runs())
+    line = r"^(    texts = write\(.*)$"
+    project.edit("src/minigpt/stages/sample.py", line, r"\1\n    texts = [__file__]")
+    project.edit("src/minigpt/stages/sample.py", ", strict=True", "")
+    printed = project.dvc("exp", "run", "--temp", "--name", "look", "-S", "sample.seed=5")
+    assert ran(printed) == ["compose", "sample", "register"]
+    (run,) = project.runs()[known:]
+    assert (run.info.run_name, run.data.tags["dvc.exp"]) == ("look", "look")
+    assert run.data.params["sample.seed"] == "5"
+    assert len(project.history(run, "loss")) == 2  # of the training that it took from the cache
+    copy = re.escape(str(project / ".dvc/tmp/exps"))
+    where = artifact(run, "samples/samples.txt").strip()
+    assert re.fullmatch(rf"{copy}/.+/src/minigpt/stages/sample\.py", where)
+    (version,) = project.mlflow().search_model_versions(f"run_id = '{run.info.run_id}'")
+    assert str(version.version) == "2"
+    assert project.git_status() == {"src/minigpt/stages/sample.py"}

@@ -1,0 +1,137 @@
+"""MLflow holds each pipeline run, complete, whatever happened on the way."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import Project, artifact, ran
+
+pytestmark = pytest.mark.pipeline
+
+BY_EPOCH = ("loss", "val_loss", "val_perplexity", "learning_rate", "tokens_per_s")
+
+PREDICT = """
+import json, sys
+import mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+import minigpt
+prompts = pandas.DataFrame({"prompt": ["this movie is", "the acting"]})
+params = ({}, {}, {"seed": 7}, {"max_tokens": 2})
+print(json.dumps([minigpt.__file__, *(model.predict(prompts, params=each) for each in params)]))
+"""
+
+
+def assert_complete(project: Project, run: Any, epochs: int) -> None:
+    """All that the run's files tell is in MLflow."""
+    assert run.info.status == "FINISHED"
+    for metric in BY_EPOCH:
+        steps = [step for step, _ in project.history(run, metric)]
+        assert steps == list(range(1, epochs + 1)), metric
+    rows = (project / "reports/losses.csv").read_text().splitlines()
+    assert len(rows) == epochs + 1
+    names, last = rows[0].split(","), rows[-1].split(",")
+    assert project.history(run, "loss")[-1] == (epochs, float(last[names.index("loss")]))
+    for epoch in range(1, epochs + 1):
+        assert "This movie is" in artifact(run, f"texts/epoch_{epoch:03d}.txt")
+    assert artifact(run, "samples/samples.txt") == (project / "reports/samples.txt").read_text()
+    locked = {
+        out["path"]: out["md5"]
+        for name, stage in project.yaml("dvc.lock")["stages"].items()
+        for out in stage["outs"]
+        if name != "register"  # its entry is written when it has ended
+    }
+    tags = {key: run.data.tags[key] for key in run.data.tags if key.startswith("dvc.lock:")}
+    assert tags == {f"dvc.lock:{path}": digest for path, digest in locked.items()}
+    datasets = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    assert datasets == {
+        "reviews": locked["data/reviews.parquet"],
+        "sequences": locked["data/sequences"],
+    }
+    registered = project.json("reports/registered.json")
+    assert registered["run_id"] == run.info.run_id
+    version = project.mlflow().get_model_version(registered["name"], registered["version"])
+    assert version.run_id == run.info.run_id
+
+
+def test_a_run_is_complete(finished: Project) -> None:
+    (run,) = finished.runs()
+    assert_complete(finished, run, epochs=2)
+    head = finished.run("git", "rev-parse", "HEAD").strip()
+    assert run.data.tags["mlflow.source.git.commit"] == head
+    resolved = finished.yaml("resolved.yaml")
+    assert run.data.params["train.epochs"] == "2"
+    assert run.data.params["sample.prompts"] == json.dumps(resolved["sample"]["prompts"])
+    sections = {key.partition(".")[0] for key in run.data.params}
+    assert sections == {*resolved, "run"}
+
+
+def test_the_registered_model_writes_texts_anywhere(finished: Project, tmp_path: Path) -> None:
+    tracking = finished.yaml("resolved.yaml")["tracking"]
+    done = subprocess.run(
+        [sys.executable, "-c", PREDICT, f"models:/{tracking['model_name']}@{tracking['alias']}"],
+        cwd=tmp_path,
+        env=finished.env | {"MLFLOW_TRACKING_URI": finished.store},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    code, texts, again, reseeded, shorter = json.loads(done.stdout.splitlines()[-1])
+    assert Path(code).is_relative_to(finished / "mlartifacts")
+    assert texts[0].startswith("This movie is ")
+    assert texts[1].startswith("The acting ")
+    assert again == texts
+    assert reseeded != texts
+    assert all(len(few) < len(many) for few, many in zip(shorter, texts, strict=True))
+
+
+@pytest.fixture(scope="module")
+def outage(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, str]:
+    """A project where MLflow could not be reached, and what `dvc repro` printed then."""
+    project = finished.copy(tmp_path_factory.mktemp("outage") / "project")
+    project.commit()
+    project.edit("params.yaml", r"^  epochs:.*", "  epochs: 1")
+    dead = "http://127.0.0.1:9"  # nothing listens there
+    return project, project.dvc("repro", code=255, MLFLOW_TRACKING_URI=dead)
+
+
+def test_an_outage_loses_nothing(outage: tuple[Project, str]) -> None:
+    project, printed = outage
+    assert ran(printed) == ["compose", "train", "sample", "register"]
+    warnings = re.findall(r"^MLflow at http://127.0.0.1:9 can't be used: .*", printed, re.MULTILINE)
+    assert len(warnings) == 2  # of train and of sample
+    assert all("logged later" in warning for warning in warnings)
+    (error,) = re.findall(r"^error: .*", printed, re.MULTILINE)
+    assert "error: register: MLflow at http://127.0.0.1:9 can't be used" in error
+    assert "Traceback" not in printed
+
+    assert project.repro() == ["register"]
+    before, run = project.runs()
+    assert_complete(project, run, epochs=1)
+    assert run.data.params["train.epochs"] == "1"
+    assert before.data.params["train.epochs"] == "2"
+
+
+def test_going_back_finds_the_old_run(outage: tuple[Project, str], finished: Project) -> None:
+    project, _ = outage
+    known = len(project.runs())
+    project.edit("params.yaml", r"^  epochs:.*", "  epochs: 2")
+    assert project.repro() == ["compose"]
+    (old,) = finished.runs()
+    run = next(run for run in project.runs() if run.info.run_id == old.info.run_id)
+    assert_complete(project, run, epochs=2)
+    assert len(project.runs()) == known
+
+
+def test_a_lost_store_is_filled_from_the_files(project: Project, finished: Project) -> None:
+    (project / "mlflow.db").unlink()
+    shutil.rmtree(project / "mlartifacts")
+    assert project.repro("--single-item", "--force", "register") == ["register"]
+    ((run,), (old,)) = project.runs(), finished.runs()
+    assert_complete(project, run, epochs=2)
+    assert run.data.params == old.data.params
+    assert run.data.metrics == old.data.metrics

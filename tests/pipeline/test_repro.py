@@ -1,0 +1,113 @@
+"""`dvc repro` runs what changed, and nothing else."""
+
+import json
+import shutil
+import time
+from typing import Any
+
+import pytest
+from helpers import ARCHIVE, Project, ran
+
+pytestmark = pytest.mark.pipeline
+
+# Edits of each group's chosen file, and what each stage reads of them itself.
+EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
+    (
+        {
+            "corpus": {"undecodable": "replace"},
+            "vocabulary": {"max_tokens": 500},
+            "sequences": {"shards": 3},
+            "model": {"dropout": 0.2},
+            "train": {"learning_rate": 0.002},
+            "sample": {"temperature": 0.5},
+            "tracking": {"alias": "champion"},
+        },
+        {
+            "download": {"corpus"},
+            "vocab": {"vocabulary"},
+            "sequences": {"sequences"},
+            "train": {"model", "train"},
+            "sample": {"sample"},
+            "register": {"tracking"},
+        },
+    ),
+    (
+        {"vocabulary": {"style": "published"}, "sequences": {"validation_fraction": 0.1}},
+        {
+            "vocab": {"vocabulary", "sequences.validation_fraction"},
+            "sequences": {"sequences", "vocabulary.style"},
+            "train": {"vocabulary.style"},
+        },
+    ),
+]
+
+
+def chosen(project: Project, group: str) -> str:
+    """The file of a group that the project is composed of."""
+    defaults = {"corpus": "sample"}  # the experiment's choice
+    for entry in project.yaml("conf/config.yaml")["defaults"]:
+        if entry != "_self_":
+            defaults = entry | defaults
+    return f"conf/{group}/{defaults[group]}.yaml"
+
+
+def set_values(project: Project, group: str, values: dict[str, Any]) -> None:
+    path = project / chosen(project, group)
+    kept = [line for line in path.read_text().splitlines() if line.split(":")[0] not in values]
+    path.write_text("\n".join([*kept, *(f"{key}: {values[key]}" for key in values), ""]))
+
+
+def test_it_leaves_the_outputs_that_dvc_yaml_names(finished: Project) -> None:
+    for path in finished.outs():
+        assert (finished / path).exists(), path
+    assert set(finished.yaml("dvc.lock")["stages"]) == set(finished.yaml("dvc.yaml")["stages"])
+
+
+def test_git_sees_the_lock_and_the_small_reports_only(finished: Project) -> None:
+    small = {path for path, cached in finished.outs().items() if not cached}
+    assert finished.git_status() <= small | {"dvc.lock"}
+
+
+def test_when_nothing_changed_nothing_runs(project: Project) -> None:
+    began = time.monotonic()
+    printed = project.dvc("repro")
+    assert time.monotonic() - began < 10  # a second on an idle machine
+    assert ran(printed) == []
+    assert "up to date" in printed
+    assert project.git_status() == set()
+
+
+@pytest.mark.parametrize(("edits", "readers"), EDITS, ids=["every group", "shared keys"])
+def test_an_edit_concerns_the_stages_that_read_it(
+    project: Project, edits: dict[str, dict[str, Any]], readers: dict[str, set[str]]
+) -> None:
+    for group, values in edits.items():
+        set_values(project, group, values)
+    assert project.repro("compose") == ["compose"]
+    status = json.loads(project.dvc("status", "--json"))
+    changes = {stage: entries[0]["changed deps"] for stage, entries in status.items()}
+    assert {stage: set(change.pop("resolved.yaml")) for stage, change in changes.items()} == readers
+    assert not any(changes.values())
+
+
+def test_the_edits_cover_every_group(project: Project) -> None:
+    groups = {path.name for path in (project / "conf").iterdir() if path.is_dir()}
+    assert set(EDITS[0][0]) == groups - {"experiment"}
+
+
+def test_an_edit_of_sample_reruns_it_and_what_follows(project: Project) -> None:
+    set_values(project, "sample", {"temperature": 0.5})
+    assert project.repro() == ["compose", "sample", "register"]
+
+
+def test_the_same_reviews_from_elsewhere_stop_at_download(project: Project) -> None:
+    shutil.copy(project / ARCHIVE, project / "data/sample/mirror.tar.gz")
+    project.edit("params.yaml", f"url: {ARCHIVE}", "url: data/sample/mirror.tar.gz")
+    assert project.repro() == ["compose", "download"]
+
+
+def test_an_edit_of_a_comment_reruns_compose_at_most(project: Project) -> None:
+    for path in (project / "params.yaml", project / chosen(project, "train")):
+        path.write_text(f"# A thought.\n{path.read_text()}")
+    assert project.repro() == ["compose"]
+    assert "resolved.yaml" not in project.git_status()

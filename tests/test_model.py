@@ -1,0 +1,313 @@
+"""The network against Keras's own layers, its cache, and the model directory."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers, ops
+
+from minigpt import model
+from minigpt.errors import InputError
+from minigpt.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.backend
+
+WORDS = Vocabulary(("", "[UNK]", *(f"word{number}" for number in range(40))))
+CONFIG = {"vocabulary": {"style": "spaced"}, "train": {"preview": {"prompts": ["où ?"]}}}
+
+
+def ids(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 60, shape).astype("int32")
+
+
+@pytest.fixture(scope="module")
+def logits(compiled: Any) -> Any:
+    functions: dict[Any, Any] = {}
+
+    def logits(network: Any, tokens: np.ndarray) -> np.ndarray:
+        call = functions.setdefault(network, compiled(network.call))
+        return ops.convert_to_numpy(call(tokens))
+
+    return logits
+
+
+def published(network: model.MiniGPT, tokens: np.ndarray) -> Any:
+    """The logits of the published script, of Keras's own layers with the same weights."""
+    given = network.settings
+
+    def run(layer: Any, *sources: Any, inputs: Any, **options: Any) -> Any:
+        layer(*inputs, **options)  # which builds it
+        layer.set_weights([weight for source in sources for weight in source.get_weights()])
+        return layer(*inputs, **options)
+
+    embedding = layers.Embedding(given["vocabulary_size"], given["embed_dim"])
+    x = run(embedding, network.token_embedding, inputs=[tokens])
+    embedding = layers.Embedding(given["context_length"], given["embed_dim"])
+    x = x + run(embedding, network.position_embedding, inputs=[np.arange(tokens.shape[1])])
+    for block in network.blocks:
+        attention = layers.MultiHeadAttention(given["num_heads"], given["key_dim"])
+        projections = block.query, block.key, block.value, block.attention_output
+        attended = run(attention, *projections, inputs=[x, x], use_causal_mask=True)
+        norm = layers.LayerNormalization(epsilon=1e-6)
+        x = run(norm, block.attention_norm, inputs=[x + attended])
+        expand = layers.Dense(given["feed_forward_dim"], activation="relu")
+        fed = run(expand, block.expand, inputs=[x])
+        fed = run(layers.Dense(given["embed_dim"]), block.contract, inputs=[fed])
+        norm = layers.LayerNormalization(epsilon=1e-6)
+        x = run(norm, block.feed_forward_norm, inputs=[x + fed])
+    head = layers.Dense(given["vocabulary_size"])
+    head(x)
+    head.set_weights([ops.convert_to_numpy(weight) for weight in network.head])
+    return ops.convert_to_numpy(head(x))
+
+
+# The network.
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_the_published_models(make_network: Any, tied: bool, logits: Any) -> None:
+    network = make_network(tied_embeddings=tied)
+    tokens = ids(3, network.settings["context_length"])
+    expected = published(network, tokens)
+    assert expected.std() > 1
+    np.testing.assert_allclose(logits(network, tokens), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_model_has_the_published_size_and_initialisers() -> None:
+    words, context, width, heads, key, inner = 20000, 80, 256, 2, 256, 256
+    embeddings = (words + context) * width
+    attention = 3 * (width + 1) * heads * key + (heads * key + 1) * width
+    feed_forward = (width + 1) * inner + (inner + 1) * width
+    norms = 2 * 2 * width
+    head = (width + 1) * words
+    network = model.MiniGPT(words, context, width, 1, heads, key, inner, 0.1, False)
+    expected = embeddings + attention + feed_forward + norms + head
+    assert network.count_params() == expected == 10_939_168
+
+    for weight in network.trainable_variables:
+        values = ops.convert_to_numpy(weight)
+        if weight.name in ("gamma", "bias", "beta", "head_bias"):
+            assert (values == (weight.name == "gamma")).all()
+        elif "embedding" in weight.path:  # Keras's "uniform"
+            assert 0.049 < np.abs(values).max() <= 0.05
+        else:  # Glorot's, of the attention's matrices with their heads side by side
+            ends = width + heads * key if values.ndim == 3 else sum(values.shape)
+            limit = (6 / ends) ** 0.5
+            assert 0.99 * limit < np.abs(values).max() <= limit
+
+
+def test_a_tied_head_has_no_matrix_of_its_own(make_network: Any) -> None:
+    untied, tied = make_network().count_params(), make_network(tied_embeddings=True).count_params()
+    assert untied - tied == 60 * 16
+
+
+@pytest.fixture(scope="module")
+def causal(make_network: Any) -> Any:
+    return make_network()
+
+
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(st.integers(0, 2**16), st.integers(0, 19), st.integers(0, 59))
+def test_a_token_changes_nothing_before_it(
+    causal: Any, logits: Any, seed: int, at: int, other: int
+) -> None:
+    tokens = ids(1, 20, seed=seed)
+    changed = tokens.copy()
+    changed[0, at] = other
+    before, after = logits(causal, np.concatenate([tokens, changed]))
+    np.testing.assert_array_equal(before[:at], after[:at])
+    if other != tokens[0, at]:
+        assert np.abs(before[at] - after[at]).max() > 1e-3
+
+
+def test_a_shorter_text_reads_like_the_start_of_a_longer_one(causal: Any, logits: Any) -> None:
+    tokens = ids(2, 20)
+    np.testing.assert_allclose(
+        logits(causal, tokens[:, :7]), logits(causal, tokens)[:, :7], atol=1e-5
+    )
+
+
+def test_dropout_is_for_training_alone(causal: Any, logits: Any) -> None:
+    tokens = ids(2, 20)
+    still = logits(causal, tokens)
+    np.testing.assert_array_equal(still, logits(causal, tokens))
+    assert np.abs(ops.convert_to_numpy(causal(tokens, training=True)) - still).max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+def test_reading_in_pieces_is_reading_at_once(make_network: Any, compiled: Any, dtype: str) -> None:
+    network = make_network(dtype=dtype)
+    tokens = ids(2, 17)
+    whole = ops.convert_to_numpy(ops.cast(compiled(network.hidden)(tokens), "float32"))
+    cache, pieces, advance = network.empty_cache(2, 24), [], compiled(network.advance)
+    for start, stop in ((0, 9), (9, 10), (10, 17)):
+        hidden, cache = advance(tokens[:, start:stop], start, np.zeros(2, "int32"), cache)
+        pieces.append(ops.convert_to_numpy(ops.cast(hidden, "float32")))
+    tolerance = 1e-5 if dtype == "float32" else 0.1
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole, atol=tolerance)
+
+
+def test_texts_that_begin_later_read_the_same(make_network: Any, compiled: Any) -> None:
+    network = make_network()
+    texts = [ids(length, seed=length) for length in (12, 5, 2)]
+    padding = np.array([12 - len(text) for text in texts], "int32")
+    tokens = np.stack([np.pad(text, (12 - len(text), 0), constant_values=33) for text in texts])
+    cache, pieces, advance = network.empty_cache(3, 14), [], compiled(network.advance)
+    for start, stop in ((0, 10), (10, 11), (11, 12)):
+        hidden, cache = advance(tokens[:, start:stop], start, padding, cache)
+        pieces.append(ops.convert_to_numpy(hidden))
+    found = np.concatenate(pieces, 1)
+    for row, text in zip(found, texts, strict=True):
+        alone = ops.convert_to_numpy(compiled(network.hidden)(text[None]))[0]
+        np.testing.assert_allclose(row[-len(text) :], alone, atol=1e-5)
+
+
+def test_logits_are_float32_under_mixed_precision(make_network: Any, logits: Any) -> None:
+    network = make_network(dtype="mixed_bfloat16")
+    tokens = ids(2, 20)
+    assert keras.backend.standardize_dtype(network.hidden(tokens).dtype) == "bfloat16"
+    assert {keras.backend.standardize_dtype(v.dtype) for v in network.trainable_variables} == {
+        "float32"
+    }
+    found, full = logits(network, tokens), logits(make_network(), tokens)
+    assert found.dtype == np.float32
+    assert np.abs(found - full).mean() < 0.05 * full.std()
+
+
+# The model directory.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_is_saved_is_what_is_loaded(
+    tmp_path: Path, make_network: Any, tied: bool, dtype: str, logits: Any
+) -> None:
+    network = make_network(tied_embeddings=tied, dtype=dtype, num_blocks=1)
+    model.save(tmp_path / "model", network, WORDS, CONFIG)
+    loaded = model.load(tmp_path / "model")
+    assert (loaded.vocabulary, loaded.config) == (WORDS, CONFIG)
+    assert loaded.network.settings == network.settings
+    assert loaded.network.dtype_policy.name == dtype
+    tokens = ids(2, 20)
+    np.testing.assert_array_equal(logits(loaded.network, tokens), logits(network, tokens))
+
+
+def test_its_configuration_makes_a_model_again(make_network: Any) -> None:
+    network = make_network(key_dim=5, dropout=0.25)
+    again = model.MiniGPT.from_config(json.loads(json.dumps(network.get_config())))
+    assert again.get_config() == network.get_config()
+    assert [w.shape for w in again.weights] == [w.shape for w in network.weights]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory, make_network: Any) -> Path:
+    directory = tmp_path_factory.mktemp("saved") / "model"
+    model.save(directory, make_network(num_blocks=1), WORDS, CONFIG)
+    return directory
+
+
+@pytest.fixture
+def copied(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def test_the_directory_holds_three_files_and_nothing_pickled(saved: Path) -> None:
+    assert sorted(file.name for file in saved.iterdir()) == [
+        model.CONFIG_FILE,
+        model.MODEL_FILE,
+        model.VOCABULARY_FILE,
+    ]
+    with zipfile.ZipFile(saved / model.MODEL_FILE) as archive:
+        assert sorted(archive.namelist()) == ["config.json", "metadata.json", "model.weights.h5"]
+        assert archive.read("model.weights.h5").startswith(b"\x89HDF")
+        json.loads(archive.read("config.json")), json.loads(archive.read("metadata.json"))
+    assert json.loads((saved / model.CONFIG_FILE).read_text()) == CONFIG
+
+
+def test_an_old_directory_is_replaced_whole(copied: Path, make_network: Any, logits: Any) -> None:
+    (copied / "stray.txt").write_text("from another run")
+    network = make_network(1, num_blocks=1)
+    model.save(copied, network, WORDS, CONFIG)
+    assert not (copied / "stray.txt").exists()
+    assert [entry.name for entry in copied.parent.iterdir()] == ["model"]
+    tokens = ids(1, 20)
+    np.testing.assert_array_equal(
+        logits(model.load(copied).network, tokens), logits(network, tokens)
+    )
+
+
+def test_an_old_directory_stays_when_the_new_one_cannot_be_written(
+    copied: Path, make_network: Any
+) -> None:
+    with pytest.raises(TypeError):
+        model.save(copied, make_network(1, num_blocks=1), WORDS, {"not plain": object()})
+    assert model.load(copied).config == CONFIG
+
+
+@pytest.mark.parametrize("name", [model.CONFIG_FILE, model.MODEL_FILE, model.VOCABULARY_FILE])
+def test_a_missing_file(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(InputError, match=rf"{name}.*dvc repro") as raised:
+        model.load(copied)
+    assert str(copied) in str(raised.value)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def altered(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return (
+        content[:middle]
+        + bytes(byte ^ 255 for byte in content[middle : middle + 64])
+        + content[middle + 64 :]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        (model.MODEL_FILE, cut),
+        (model.MODEL_FILE, altered),
+        (model.MODEL_FILE, lambda content: b""),
+        (model.MODEL_FILE, lambda content: b"not a zip"),
+        (model.CONFIG_FILE, cut),
+        (model.CONFIG_FILE, lambda content: b""),
+        (model.CONFIG_FILE, lambda content: b"[1, 2]"),
+        (model.CONFIG_FILE, lambda content: b"\xff"),
+        (model.VOCABULARY_FILE, lambda content: b"a\nb\n"),
+    ],
+)
+def test_a_malformed_file(copied: Path, name: str, change: Any) -> None:
+    (copied / name).write_bytes(change((copied / name).read_bytes()))
+    with pytest.raises(InputError, match="dvc repro") as raised:
+        model.load(copied)
+    assert str(copied) in str(raised.value)
+
+
+def test_another_kind_of_model(copied: Path) -> None:
+    keras.Sequential([keras.Input((2,)), layers.Dense(1)]).save(copied / model.MODEL_FILE)
+    with pytest.raises(InputError, match="dvc repro"):
+        model.load(copied)
+
+
+def test_code_in_a_model_file_is_not_run(copied: Path) -> None:
+    unsafe = keras.Sequential([keras.Input((2,)), layers.Lambda(lambda x: x)])
+    unsafe.save(copied / model.MODEL_FILE)
+    with pytest.raises(InputError):
+        model.load(copied)
+
+
+def test_a_vocabulary_larger_than_the_model(copied: Path) -> None:
+    words = ("", "[UNK]", *(f"w{number}" for number in range(59)))
+    Vocabulary(words).save(copied / model.VOCABULARY_FILE)
+    with pytest.raises(InputError, match="has 61 entries, the model only 60"):
+        model.load(copied)

@@ -1,0 +1,399 @@
+"""What a step trains and reports, the optimizer, and epochs that stop, go on and are kept."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from minigpt import training
+from minigpt.errors import InputError
+from minigpt.model import MiniGPT
+from minigpt.training import Checkpoints, Epoch, LossModel
+
+pytestmark = pytest.mark.backend
+
+WORDS, LENGTH, SEQUENCES, BATCH, EPOCHS = 12, 6, 44, 8, 4
+STEPS = -(-SEQUENCES // BATCH)
+PLAIN = {
+    "learning_rate": 0.03,
+    "warmup_steps": 0,
+    "decay": "constant",
+    "total_steps": 100,
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+}
+
+
+def dataset(x: np.ndarray, y: np.ndarray, batch: int = BATCH) -> Any:
+    return tf.data.Dataset.from_tensor_slices((x, y)).batch(batch)
+
+
+def counting(step: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences in which each number is `step` more than the one before, some cut short."""
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, WORDS - 2, (SEQUENCES, 1))
+    numbers = 2 + (start + step * np.arange(LENGTH + 1)) % (WORDS - 2)
+    lengths = rng.integers(3, LENGTH + 2, (SEQUENCES, 1))
+    numbers[np.arange(LENGTH + 1) >= lengths] = 0
+    return numbers[:, :-1].astype("int32"), numbers[:, 1:].astype("int32")
+
+
+TOKENS = int((counting(1)[1] != 0).sum())
+
+
+def batches(epoch: int) -> Any:
+    x, y = counting(1)
+    order = np.random.default_rng(epoch).permutation(SEQUENCES)
+    return dataset(x[order], y[order])
+
+
+def new_trainer(seed: int) -> LossModel:
+    keras.utils.set_random_seed(seed)
+    model = LossModel(MiniGPT(WORDS, LENGTH, 16, 1, 2, 8, 16, 0.1, False), padded=False)
+    schedule = {"warmup_steps": 3, "decay": "cosine", "total_steps": EPOCHS * STEPS}
+    optimizer = training.make_optimizer("adam", **{**PLAIN, **schedule, "clip_norm": 1.0})
+    model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
+    optimizer.build(model.trainable_variables)
+    return model
+
+
+def state(model: LossModel) -> list[np.ndarray]:
+    return [ops.convert_to_numpy(v) for v in [*model.variables, *model.optimizer.variables]]
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> tuple[LossModel, list[np.ndarray]]:
+    model = new_trainer(1)
+    return model, state(model)
+
+
+@pytest.fixture
+def trainer(compiled_once: Any) -> LossModel:
+    """As good as new for each test."""
+    model, initial = compiled_once
+    for variable, value in zip(
+        [*model.variables, *model.optimizer.variables], initial, strict=True
+    ):
+        variable.assign(value)
+    return model
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> LossModel:
+    """One as it stands in another process: with other weights, at another step."""
+    model = new_trainer(2)
+    model.optimizer.iterations.assign(7)
+    return model
+
+
+def fit(model: LossModel, checkpoints: Checkpoints, **changes: Any) -> list[Epoch]:
+    options = {
+        "epochs": EPOCHS,
+        "tokens": TOKENS,
+        "early_stopping": 0,
+        "keep_best": False,
+        "write_texts": lambda: [{"prompt": "où", "text": "où ?"}],
+        "on_epoch": lambda epoch: None,
+    }
+    validation = changes.pop("validation", dataset(*counting(1, seed=9)))
+    data = changes.pop("batches", batches)
+    return training.fit(model, data, validation, checkpoints, **{**options, **changes})
+
+
+# A step.
+
+
+def reference(network: MiniGPT, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    logits = ops.convert_to_numpy(network(x)).astype("float64")
+    logits -= logits.max(-1, keepdims=True)
+    losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
+    real = y != 0
+    return {
+        "loss": losses[real].mean(),
+        "seed_loss": losses.mean(),
+        "unk_share": (y == 1).sum() / real.sum(),
+    }
+
+
+def sequences(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random ones, with unknown tokens and very different amounts of padding."""
+    x, y = rng.integers(1, 8, (2, count, 20)).astype("int32")
+    y[np.arange(20) >= rng.integers(1, 21, (count, 1))] = 0
+    return x, y
+
+
+def test_metrics_are_sums_over_tokens(make_network: Any) -> None:
+    network = make_network(num_blocks=1, dropout=0.0)
+    x, y = sequences(np.random.default_rng(0), 10)
+    y[8:, 2:] = 0  # a mean over batches would give these few tokens the weight of many
+    y[8:, :2] = 1
+    expected = reference(network, x, y)
+    model = LossModel(network, padded=False)
+    optimizer = training.make_optimizer("adam", **{**PLAIN, "learning_rate": 1e-12})
+    model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
+    data = dataset(x, y, 4)
+    assert model.evaluate(data, return_dict=True, verbose=0) == pytest.approx(expected, rel=1e-5)
+    fitted = model.fit(data, verbose=0).history
+    assert {name: found[-1] for name, found in fitted.items()} == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("during_training", [True, False])
+def test_the_loss_that_is_trained(make_network: Any, during_training: bool) -> None:
+    network = make_network(num_blocks=1)
+    x, y = sequences(np.random.default_rng(1), 3)
+    expected = reference(network, x, y)
+    assert abs(expected["loss"] - expected["seed_loss"]) > 0.1
+    for padded, name in ((False, "loss"), (True, "seed_loss")):
+        model = LossModel(network, padded)
+        found = model.compute_loss(y=y, y_pred=model(x), training=during_training)
+        assert float(ops.convert_to_numpy(found)) == pytest.approx(expected[name], rel=1e-5)
+        reported = {m.name: float(ops.convert_to_numpy(m.result())) for m in model.metrics}
+        assert reported == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_of_padding_alone_is_no_loss(make_network: Any) -> None:
+    network = make_network(num_blocks=1)
+    x = y = np.zeros((2, 20), "int32")
+    model = LossModel(network, padded=False)
+    assert float(ops.convert_to_numpy(model.compute_loss(y=y, y_pred=model(x)))) == 0
+
+
+# The optimizer.
+
+
+def rates(at: list[int], **changes: Any) -> list[float]:
+    optimizer = training.make_optimizer("adam", **{**PLAIN, "learning_rate": 0.2, **changes})
+    found = []
+    for step in at:
+        optimizer.iterations.assign(step)
+        found.append(float(ops.convert_to_numpy(optimizer.learning_rate)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "expected"),
+    [
+        (20, "cosine", [0, 0.1, 0.2, 0.2 * (1 + 0.5**0.5) / 2, 0.1, 0, 0]),
+        (20, "constant", [0, 0.1, 0.2, 0.2, 0.2, 0.2, 0.2]),
+        (0, "constant", [0.2] * 7),
+    ],
+)
+def test_the_learning_rate(warmup: int, decay: str, expected: list[float]) -> None:
+    at = [0, 10, 20, 40, 60, 100, 200]
+    assert rates(at, warmup_steps=warmup, decay=decay) == pytest.approx(expected, abs=1e-7)
+
+
+def test_the_learning_rate_without_warm_up() -> None:
+    found = rates([0, 25, 50, 100], decay="cosine")
+    assert found == pytest.approx([0.2, 0.2 * (1 + 0.5**0.5) / 2, 0.1, 0], abs=1e-7)
+
+
+@pytest.mark.parametrize("steps", [100, 101])
+def test_a_warm_up_longer_than_the_training(steps: int) -> None:
+    with pytest.raises(InputError) as raised:
+        training.make_optimizer("adam", **{**PLAIN, "warmup_steps": steps})
+    assert f"train.warmup_steps is {steps}, but the whole training has 100 steps" in str(
+        raised.value
+    )
+
+
+def test_weight_decay_is_for_matrices(make_network: Any) -> None:
+    weights = make_network(num_blocks=1).trainable_variables
+    before = [ops.convert_to_numpy(weight) for weight in weights]
+    optimizer = training.make_optimizer(
+        "adamw", **{**PLAIN, "learning_rate": 0.1, "weight_decay": 0.5}
+    )
+    optimizer.apply([ops.zeros_like(weight) for weight in weights], weights)
+    decayed = set()
+    for weight, old in zip(weights, before, strict=True):
+        new = ops.convert_to_numpy(weight)
+        if weight.name in ("bias", "head_bias", "gamma", "beta"):
+            np.testing.assert_array_equal(new, old)
+        else:
+            np.testing.assert_allclose(new, old * 0.95, rtol=1e-5)
+            decayed.add(weight.name)
+    assert decayed == {"embeddings", "kernel", "head_kernel"}
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_gradients_are_clipped_together(name: str) -> None:
+    large = [np.array([30.0, 0], "float32"), np.array([40.0], "float32")]
+    small = [np.array([0.1, 0.2], "float32"), np.array([0.3], "float32")]
+
+    def after(first: list[np.ndarray], clip_norm: float) -> np.ndarray:
+        weights = [keras.Variable(np.ones(2, "float32")), keras.Variable(np.ones(1, "float32"))]
+        optimizer = training.make_optimizer(name, **{**PLAIN, "clip_norm": clip_norm})
+        for step in (first, small):
+            optimizer.apply([ops.convert_to_tensor(gradient) for gradient in step], weights)
+        return np.concatenate([ops.convert_to_numpy(weight) for weight in weights])
+
+    clipped = after(large, 1)
+    np.testing.assert_allclose(clipped, after([g / 50 for g in large], 0), rtol=1e-6)
+    assert np.abs(clipped - after(large, 0)).max() > 1e-3
+
+
+# Epochs.
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Stops after some steps, as a user does."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.left = steps
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+def test_training_goes_on_as_if_nothing_had_happened(
+    trainer: LossModel, elsewhere: LossModel, tmp_path: Path
+) -> None:
+    undisturbed = fit(trainer, Checkpoints(tmp_path / "undisturbed", "a", True))
+    expected = state(trainer)
+    rows = [epoch.row for epoch in undisturbed]
+
+    # It learns, and says so.
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["loss"] > 1.5 and rows[-1]["loss"] < 0.5 and rows[-1]["val_loss"] < 0.3
+    assert rows[-1]["val_perplexity"] == pytest.approx(np.exp(rows[-1]["val_loss"]))
+    assert 0 < rows[-1]["val_seed_loss"] != rows[-1]["val_loss"]
+    assert rows[-1]["val_unk_share"] == 0
+    assert rows[-1]["learning_rate"] == pytest.approx(0, abs=1e-8)
+    assert undisturbed[-1].texts == [{"epoch": 4, "prompt": "où", "text": "où ?"}]
+    timing = undisturbed[-1].timing
+    assert timing["tokens_per_s"] == pytest.approx(TOKENS / timing["seconds"], rel=0.1)
+
+    # Interrupted in the third epoch.
+    fresh = new_trainer(1)
+    told: list[Epoch] = []
+    stopped = Checkpoints(tmp_path / "stopped", "a", True)
+    with pytest.raises(KeyboardInterrupt):
+        fit(fresh, stopped, callbacks=[Interrupt(2 * STEPS + 3)], on_epoch=told.append)
+
+    asked: list[int] = []
+
+    def data(epoch: int) -> Any:
+        asked.append(epoch)
+        return batches(epoch)
+
+    going_on = Checkpoints(tmp_path / "stopped", "a", True)
+    assert (going_on.train_id, going_on.epochs) == (stopped.train_id, told)
+    done = fit(elsewhere, going_on, batches=data, on_epoch=told.append)
+    assert asked == [2, 3] and done == told
+    assert [epoch.row for epoch in done] == rows
+    for found, value in zip(state(elsewhere), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
+
+    # There is nothing left to do.
+    asked.clear()
+    finished = Checkpoints(tmp_path / "stopped", "a", True)
+    assert fit(elsewhere, finished, batches=data) == told and asked == []
+
+
+def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_path: Path) -> None:
+    contrary = dataset(*counting(3))  # the better it counts, the worse it is at this
+    checkpoints = Checkpoints(tmp_path, "a", True)
+    done = fit(
+        trainer, checkpoints, epochs=50, validation=contrary, early_stopping=2, keep_best=True
+    )
+    losses = [epoch.row["val_loss"] for epoch in done]
+    best = int(np.argmin(losses))
+    assert len(done) == best + 3 and training.best_epoch(done) == best + 1
+    kept = trainer.evaluate(contrary, return_dict=True, verbose=0)
+    assert kept["loss"] == pytest.approx(losses[best], rel=1e-6)
+    # Nor does it go on when it is asked again.
+    again = Checkpoints(tmp_path, "a", True)
+    assert fit(trainer, again, epochs=50, validation=contrary, early_stopping=2) == done
+    assert {file.name for file in tmp_path.glob("*.npz")} == {
+        f"epoch_{number:05d}.npz" for number in (best + 1, best + 3)
+    }
+
+
+def test_the_last_weights_are_kept(trainer: LossModel, tmp_path: Path) -> None:
+    contrary = dataset(*counting(3))
+    done = fit(trainer, Checkpoints(tmp_path, "a", True), validation=contrary)
+    losses = [epoch.row["val_loss"] for epoch in done]
+    assert len(done) == EPOCHS and losses[-1] > min(losses)
+    kept = trainer.evaluate(contrary, return_dict=True, verbose=0)
+    assert kept["loss"] == pytest.approx(losses[-1], rel=1e-6)
+
+
+def test_nothing_held_out(trainer: LossModel, tmp_path: Path) -> None:
+    done = fit(trainer, Checkpoints(tmp_path, "a", True), epochs=2, validation=None, keep_best=True)
+    assert set(done[-1].row) == {"epoch", "loss", "seed_loss", "learning_rate"}
+    assert training.best_epoch(done) == 2 and trainer.optimizer.iterations == 2 * STEPS
+
+
+def test_a_loss_that_is_no_number(trainer: LossModel, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "a", True)
+
+    def spoil(epoch: Epoch) -> None:
+        trainer.network.head_bias.assign(np.full(WORDS, np.nan))
+
+    with pytest.raises(InputError) as raised:
+        fit(trainer, checkpoints, on_epoch=spoil)
+    assert "the loss of epoch 2 is nan" in str(raised.value)
+    assert "train.learning_rate" in str(raised.value) and "train.clip_norm" in str(raised.value)
+    assert len(Checkpoints(tmp_path, "a", True).epochs) == 1
+
+
+# Checkpoints.
+
+
+def epoch(number: int, val_loss: float | None = None) -> Epoch:
+    row: dict[str, float] = {"epoch": number, "loss": 1 / 3}
+    return Epoch(row if val_loss is None else {**row, "val_loss": val_loss}, {"epoch": number}, [])
+
+
+def test_a_checkpoint_brings_everything_back(
+    trainer: LossModel, elsewhere: LossModel, tmp_path: Path
+) -> None:
+    Checkpoints(tmp_path, "a", True).save(trainer, epoch(1))
+    loaded = Checkpoints(tmp_path, "a", True)
+    loaded.load(elsewhere, 1)
+    for found, value in zip(state(elsewhere), state(trainer), strict=True):
+        np.testing.assert_array_equal(found, value)
+    assert loaded.epochs == [epoch(1)]
+    with np.load(tmp_path / "epoch_00001.npz", allow_pickle=False) as arrays:
+        assert len(arrays.files) == len(state(trainer))
+
+
+def test_the_last_and_the_best_epoch_stay(trainer: LossModel, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "a", True)
+    for number, val_loss in enumerate((3, 1, 2, 4), start=1):
+        checkpoints.save(trainer, epoch(number, val_loss))
+        best = min(number, 2)
+        assert {file.name for file in tmp_path.iterdir()} == {
+            "state.json",
+            f"epoch_{best:05d}.npz",
+            f"epoch_{number:05d}.npz",
+        }
+
+
+@pytest.mark.parametrize(("identity", "resume"), [("b", True), ("a", False)])
+def test_another_training_starts_afresh(
+    trainer: LossModel, tmp_path: Path, identity: str, resume: bool
+) -> None:
+    before = Checkpoints(tmp_path, "a", True)
+    before.save(trainer, epoch(1))
+    after = Checkpoints(tmp_path, identity, resume)
+    assert after.epochs == [] and after.train_id != before.train_id
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
+    assert Checkpoints(tmp_path, identity, True).train_id == after.train_id
+
+
+def test_what_an_interrupted_write_left_is_cleared_away(trainer: LossModel, tmp_path: Path) -> None:
+    before = Checkpoints(tmp_path, "a", True)
+    before.save(trainer, epoch(1))
+    (tmp_path / "variables.123.tmp").write_bytes(b"half")
+    (tmp_path / "epoch_00002.npz").write_bytes(b"written, but not counted in")
+    after = Checkpoints(tmp_path, "a", True)
+    assert after.epochs == [epoch(1)]
+    assert {file.name for file in tmp_path.iterdir()} == {"state.json", "epoch_00001.npz"}
