@@ -201,6 +201,7 @@ def fit(
     *,
     epochs: int,
     tokens: int,
+    seed: int,
     early_stopping: int,
     keep_best: bool,
     write_texts: Callable[[], list[dict[str, Any]]],
@@ -217,6 +218,7 @@ def fit(
         checkpoints: where it goes on from, and what it adds to.
         epochs: at most.
         tokens: real targets in the training data, for the speed.
+        seed: of what the backend draws outside Keras's own generators (PyTorch's dropout).
         early_stopping: epochs without a better val_loss before it stops; 0: never.
         keep_best: whether the weights of the best val_loss are kept, instead of the last.
         write_texts: called after each epoch.
@@ -236,6 +238,7 @@ def fit(
         checkpoints.load(model, len(done))
     while len(done) < epochs and not _stops(done, early_stopping):
         number = len(done) + 1
+        keras.utils.set_random_seed(seed + number)  # the same whether resumed or not
         began = time.perf_counter()
         data = batches(number - 1)  # in an order of its own
         fitted = model.fit(data, verbose=verbose, shuffle=False, callbacks=list(callbacks))

@@ -17,7 +17,7 @@ def epochs(project: Project) -> list[int]:
 
 def leaves(tree: dict[str, Any]) -> dict[str, Any]:
     """The values of nested sections, by their full names."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         inner = leaves(value) if isinstance(value, dict) else {"": value}
         found |= {f"{key}.{name}".rstrip("."): inner[name] for name in inner}

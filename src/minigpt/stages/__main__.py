@@ -34,7 +34,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """While TensorFlow is imported it reports on CUDA and oneDNN, and no setting of its stops it."""
+    """TensorFlow reports on CUDA and oneDNN while it is imported, and no setting stops it."""
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)

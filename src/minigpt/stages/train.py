@@ -88,6 +88,7 @@ def run() -> None:
             checkpoints,
             epochs=settings.epochs,
             tokens=split["targets"],
+            seed=settings.seed,
             early_stopping=settings.early_stopping,
             keep_best=settings.keep == "best",
             write_texts=write_texts,
