@@ -20,15 +20,12 @@ MODULES = {
     for file in SRC.rglob("*.py")
 }
 NO_STAGES = {"__init__", "__main__", "output", "paths"}
-# `register` alone calls the function of `tracking` that imports `serving`: whoever improves how the
-# model is served must not have to train it again.
-ONLY_FOR = {("minigpt.tracking", "minigpt.serving"): "register"}
-
 # With other prompts the samples are others, on which `register` depends.
 READ_ALL_THE_SAME = {"register": {"sample.prompts"}}
 
 # A module may import those of its own line, of the lines below, and `errors`.
 LAYERS = (
+    {"registry"},
     {"training", "evaluation", "tracking", "serving"},
     {"model", "loss", "decoding", "sequences"},
     {"vocabulary", "text", "corpus"},
@@ -56,9 +53,7 @@ def needed(stage: str) -> set[str]:
         if module in seen:
             continue
         seen.add(module)
-        for found in imports(module):
-            if ONLY_FOR.get((module, found), stage) == stage:
-                waiting.append(found)
+        waiting += imports(module)
         if package := module.rpartition(".")[0]:
             waiting.append(package)
     return seen

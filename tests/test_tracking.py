@@ -19,9 +19,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 import minigpt
-from minigpt import tracking
+from minigpt import registry
 from minigpt.errors import InputError
-from minigpt.tracking import Tracker, register, replay, tracking_uri
+from minigpt.registry import register
+from minigpt.tracking import Tracker, replay, tracking_uri
 
 MD5 = {"reviews": "a" * 32, "sequences": "b" * 32 + ".dir", "model": "c" * 32 + ".dir"}
 CONFIG: dict[str, Any] = {
@@ -414,7 +415,7 @@ def test_registering_twice_gives_one_version(
     assert not [name for name in files if Path(name).suffix in (".pkl", ".pickle", ".pyc")]
     assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
     requirements = (local / "requirements.txt").read_text().split()
-    assert {line.split("==")[0] for line in requirements} == set(tracking.REQUIREMENTS)
+    assert {line.split("==")[0] for line in requirements} == set(registry.REQUIREMENTS)
     recorded = yaml.safe_load((local / "MLmodel").read_text())
     parameters = {p["name"]: p["default"] for p in json.loads(recorded["signature"]["params"])}
     assert parameters == own

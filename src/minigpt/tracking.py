@@ -1,4 +1,4 @@
-"""Everything that knows MLflow: it mirrors the files of a pipeline run and fills the registry.
+"""A pipeline run in MLflow: it mirrors the files of the run.
 
 The files in reports/ are the truth.  One pipeline run is one MLflow run, found again by two tags:
 which training it is (`minigpt.train_id`) and the digest of its configuration (`minigpt.config`).
@@ -18,17 +18,9 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # read when mlflow is imported
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# The address of the run that MLflow would print may hold a password.
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-import mlflow
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
@@ -42,7 +34,6 @@ T = TypeVar("T")
 DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
 SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
 SAMPLES = ("samples.txt", "samples.jsonl")
-REQUIREMENTS = ("keras", "mlflow", "numpy", "omegaconf", "pandas", "pyarrow", "tensorflow")
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
 
@@ -268,70 +259,6 @@ def replay(tracker: Tracker, reports: Path) -> None:
         tracker.finish()
 
 
-def register(
-    tracker: Tracker, model_dir: Path, *, name: str, alias: str, prompts: Sequence[str]
-) -> dict[str, str]:
-    """Registers a model directory as a pyfunc written as code; nothing is pickled.
-
-    Args:
-        tracker: a strict one, of the run that the model belongs to.
-        model_dir: the model directory; the same one of the same run is registered once.
-        name: the registered model's.
-        alias: set to the version.
-        prompts: the input example.
-
-    Returns:
-        name, version, uri (models:/name/version), alias, run_id and model_sha256.
-
-    Raises:
-        InputError: the model directory is missing, or MLflow can't be used or refuses.
-    """
-    if not model_dir.is_dir():
-        raise InputError(f"{model_dir}, the model directory, is missing; run `dvc repro train`")
-    digest = _directory_sha256(model_dir)
-
-    def find_or_create(client: MlflowClient) -> str:
-        tag = "minigpt.model_sha256"
-        for found in client.search_model_versions(f"run_id = '{tracker.run_id}'"):
-            if found.name == name and found.tags.get(tag) == digest:
-                return str(found.version)
-        uri = _log_model(tracker, model_dir.resolve(), prompts)
-        return str(mlflow.register_model(uri, name, tags={tag: digest}).version)
-
-    number = tracker.attempt(find_or_create)
-    tracker.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
-    if tracker.offline:
-        raise InputError(f"{name} is not registered: MLflow at {redact(tracker.uri)} is offline")
-    return {
-        "name": name,
-        "version": str(number),
-        "uri": f"models:/{name}/{number}",
-        "alias": alias,
-        "run_id": tracker.run_id,
-        "model_sha256": digest,
-    }
-
-
-def _log_model(tracker: Tracker, model_dir: Path, prompts: Sequence[str]) -> str:
-    from minigpt import serving
-
-    example = serving.example(prompts)
-    mlflow.set_tracking_uri(tracker.uri)  # log_model knows no other way
-    with mlflow.start_run(run_id=tracker.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(serving.__file__).resolve()),
-            artifacts={"model": str(model_dir)},
-            code_paths=[str(Path(__file__).resolve().parent)],
-            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-            signature=serving.signature(tracker.config),
-            input_example=example,
-        )
-        # MLflow only warns of a model that doesn't work; one that fails here isn't registered.
-        mlflow.pyfunc.load_model(logged.model_uri).predict(*example)
-    return str(logged.model_uri)
-
-
 def redact(text: str) -> str:
     """The text with the credentials in its URLs left out."""
     text = re.sub(r"//[^/\s]*@", "//", text)
@@ -380,14 +307,6 @@ def _text(value: Any) -> str:
     # The digest keeps two long values apart that differ only after the cut.
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     return f"{text[: LONGEST_VALUE - 40]}... (sha256 {digest})"
-
-
-def _directory_sha256(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        name, content = path.relative_to(directory).as_posix(), hashlib.sha256(path.read_bytes())
-        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> str:

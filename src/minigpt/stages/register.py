@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from minigpt import config, tracking
+from minigpt import config, registry, tracking
 from minigpt.stages import output, paths
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ def run() -> None:
     train_id = json.loads(paths.RUN.read_text())["train_id"]
     tracker = tracking.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
     tracking.replay(tracker, paths.REPORTS)
-    registered = tracking.register(
+    registered = registry.register(
         tracker,
         paths.MODEL,
         name=everything.tracking.model_name,

@@ -64,6 +64,8 @@ def run() -> None:
     tracker = Tracker(checkpoints.train_id, plain, Path.cwd())
     run_settings = _run_settings(network)
     tracker.settings(run_settings)
+    for epoch in checkpoints.epochs:  # what the interrupted run may not have come to log
+        tracker.epoch(*epoch)
     preview = asdict(settings.preview)
     prompts = preview.pop("prompts")
     write = Generator(network, words, everything.vocabulary.style)
