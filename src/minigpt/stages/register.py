@@ -4,6 +4,8 @@ import json
 import logging
 from pathlib import Path
 
+import tensorflow  # noqa: F401 - here, while what it prints as it loads is kept from the log
+
 from minigpt import config, registry, tracking
 from minigpt.stages import output, paths
 

@@ -2,6 +2,8 @@
 
 import logging
 
+import tensorflow  # noqa: F401 - here, while what it prints as it loads is kept from the log
+
 from minigpt import config, corpus, sequences, vocabulary
 from minigpt.stages import output, paths
 
