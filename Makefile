@@ -22,9 +22,11 @@ $(VENV)/.done: requirements.lock
 	pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# In a copy of the project (--temp), so that the tracked files stay as they are.
+# In a copy of the project (--temp), so that the tracked files stay as they are.  An earlier demo gives
+# up its name first: --force would do that too, but runs every stage again.
 demo: setup  ## the whole pipeline on the embedded sample
-	dvc exp run --temp --force --name demo -S groups.experiment=demo
+	@dvc exp remove --quiet demo 2>/dev/null || true
+	dvc exp run --temp --name demo -S groups.experiment=demo
 	@rm -rf .demo && dvc get --quiet . reports --rev demo --out .demo
 	@echo; echo "A few of the generated reviews:"; echo; head -n 7 .demo/samples.txt
 	@python -c 'import json; m = json.load(open(".demo/train.json")); \

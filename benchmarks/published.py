@@ -129,8 +129,9 @@ def losses(archive: Path, epochs: int) -> dict[str, Any]:
     }
     choices = [part for key, value in settings.items() for part in ("-S", f"{key}={value}")]
     name = "bench-seed"
+    subprocess.run(["dvc", "exp", "remove", "-q", name], cwd=PROJECT, stderr=subprocess.DEVNULL)
     subprocess.run(
-        ["dvc", "exp", "run", "--temp", "--force", "--name", name, *choices],
+        ["dvc", "exp", "run", "--temp", "--name", name, *choices],
         cwd=PROJECT, check=True, stdout=sys.stderr,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
