@@ -54,6 +54,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setenv(f"MLFLOW_{name}", "")
         monkeypatch.delenv(f"MLFLOW_{name}")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # as the stages do
     yield
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
 
