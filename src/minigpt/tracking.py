@@ -81,8 +81,7 @@ class Tracker:
         of_the_run = {key: value for key, value in config.items() if key != "tracking"}
         digest = hashlib.sha256(json.dumps(of_the_run, sort_keys=True).encode()).hexdigest()
         self._identity = {"minigpt.train_id": train_id, "minigpt.config": digest}
-        self._log_params(_flatten(config))
-        self._log_lineage()
+        self.attempt(lambda client: None)
 
     def epoch(
         self,
@@ -182,6 +181,9 @@ class Tracker:
             else:
                 where = client.create_experiment(name, artifact_location=location)
             self.run_id = self._find_or_create(client, where).info.run_id
+            self._client = client
+            self._log_params(_flatten(self.config))  # two at once would both insert them
+            self._log_lineage()
         return client
 
     def _find_or_create(self, client: MlflowClient, experiment_id: str) -> Run:
