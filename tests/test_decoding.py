@@ -1,19 +1,24 @@
 """The samplers against float64 distributions, and the loop against one that keeps no cache."""
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from keras import ops
 
-from minigpt import decoding
-from minigpt.decoding import Generator, Sampling
+from minigpt import sampling as samplers
+from minigpt.decoding import Generator
 from minigpt.errors import InputError
+from minigpt.model import MiniGPT
+from minigpt.sampling import ROUNDS, Sampling
+from minigpt.text import detokenise
 from minigpt.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.backend
@@ -27,29 +32,39 @@ LENGTHS = (1, 3, CONTEXT - 1, CONTEXT + 5, 7)
 def distribution(logits: np.ndarray, s: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """The tokens in the order in which they are drawn, and the probability of each."""
     scaled = logits.astype("float64") / s.temperature
-    cuts = s.top_k or s.top_p < 1 or s.min_p > 0
-    ids = np.argsort(-scaled, kind="stable") if cuts else np.arange(len(scaled))
-    ids = ids[: s.top_k or None]
+    ids = np.argsort(-scaled, kind="stable")[: s.top_k] if s.top_k else np.arange(len(scaled))
     p = np.exp(scaled[ids] - scaled[ids].max())
     p /= p.sum()
-    if s.top_p < 1 or s.min_p > 0:
-        p[(np.cumsum(p) - p >= s.top_p) | (p < s.min_p * p[0])] = 0
+    above = np.array([p[p > share].sum() for share in p])
+    p[(above >= s.top_p) | (p < s.min_p * p.max())] = 0
     return ids, p / p.sum()
+
+
+def drawn(logits: np.ndarray, uniforms: np.ndarray, s: Sampling) -> int:
+    """One token, in float64: by rejection where top_p cuts, from R uniform numbers."""
+    ids, p = distribution(logits, replace(s, top_p=1.0))
+    kept = distribution(logits, s)[1] > 0
+    for uniform in uniforms:
+        at = int(np.searchsorted(np.cumsum(p), uniform * p.sum(), side="right"))
+        if kept[at]:
+            return int(ids[at])
+        p[p <= p[at]] = 0
+    return int(ids[p.argmax()])
 
 
 @pytest.fixture(scope="module")
 def choose(compiled: Any) -> Any:
     @functools.cache
-    def function(top_k: int, nucleus: bool) -> Any:
+    def function(top_k: int, has_top_p: bool, has_min_p: bool) -> Any:
         def call(logits: Any, uniforms: Any, temperature: Any, top_p: Any, min_p: Any) -> Any:
-            cuts = (top_p, min_p) if nucleus else None
-            return decoding.choose(logits, uniforms, temperature, top_k, cuts)
+            cuts = (top_p if has_top_p else None, min_p if has_min_p else None)
+            return samplers.choose(logits, uniforms, temperature, top_k, *cuts)
 
         return compiled(call)
 
     def choose(logits: np.ndarray, uniforms: np.ndarray, s: Sampling) -> np.ndarray:
         knobs = (np.float32(knob) for knob in (s.temperature, s.top_p, s.min_p))
-        call = function(s.top_k, s.top_p < 1 or s.min_p > 0)
+        call = function(s.top_k, s.top_p < 1, s.min_p > 0)
         return ops.convert_to_numpy(call(logits.astype("float32"), uniforms, *knobs))
 
     return choose
@@ -78,12 +93,15 @@ def test_tokens_come_up_as_often_as_they_are_probable(choose: Any, knobs: Any) -
     logits = np.random.default_rng(3).normal(0, 1.5, 12)
     logits[[2, 8]] = -np.inf
     draws = 4000
-    uniforms = ((np.arange(draws) + 0.5) / draws).astype("float32")[:, None]
+    uniforms = np.random.default_rng(4).random((draws, ROUNDS), "float32")
+    uniforms[:, 0] = (np.arange(draws) + 0.5) / draws
     found = np.bincount(choose(np.tile(logits, (draws, 1)), uniforms, sampling), minlength=12)
     ids, p = distribution(logits, sampling)
     expected = np.zeros(12)
     expected[ids] = p * draws
-    assert np.abs(found - expected).max() <= 1
+    # The second round and those after it draw at random, and few words are left to them.
+    rejections = draws * (1 - sampling.top_p)
+    assert np.abs(found - expected).max() <= 1 + 4 * np.sqrt(rejections)
     assert not found[expected == 0].any()
 
 
@@ -99,7 +117,7 @@ def test_tokens_come_up_as_often_as_they_are_probable(choose: Any, knobs: Any) -
     ),
     arrays.arrays(
         "float32",
-        (4, 1),
+        (4, ROUNDS),
         elements=st.one_of(
             st.floats(0, 1, width=32, exclude_max=True), st.sampled_from([0.0, 1 - 2**-24])
         ),
@@ -143,14 +161,56 @@ def test_no_impossible_token_is_drawn_from_a_large_vocabulary(choose: Any) -> No
     uniforms = (np.cumsum(p) / p.sum()).astype("float32")[:, None]
     uniforms = np.minimum(uniforms, np.float32(1 - 2**-24))
     for start in range(0, 4000, 500):
-        drawn = choose(np.tile(logits, (500, 1)), uniforms[start : start + 500], Sampling(1))
-        assert np.isfinite(logits[drawn]).all()
+        chosen = choose(np.tile(logits, (500, 1)), uniforms[start : start + 500], Sampling(1))
+        assert np.isfinite(logits[chosen]).all()
+
+
+@settings(deadline=None, max_examples=40, derandomize=True)
+@given(
+    arrays.arrays("float32", (60,), elements=st.sampled_from([-np.inf, *np.arange(-4.0, 4.0)])),
+    st.floats(2**-4, 1 - 2**-10, width=32),
+    st.sampled_from([0, 30]),
+)
+def test_a_nucleus_is_the_one_that_sorting_finds(
+    choose: Any, logits: np.ndarray, top_p: float, top_k: int
+) -> None:
+    logits[7] = 1  # one at least may be written
+    ids, p = distribution(logits, Sampling(1, top_k=top_k))
+    falling = np.argsort(-p, kind="stable")
+    before = np.cumsum(p[falling]) - p[falling]
+    assume(np.abs(before - top_p).min() > 1e-5)  # rounding would decide
+    kept = ids[p >= p[falling[before < top_p][-1]]]  # all of those that tie with the last one
+    uniforms = np.random.default_rng(0).random((300, ROUNDS), "float32")
+    uniforms[:, 0] = (np.arange(300) + 0.5) / 300
+    sampling = Sampling(1, top_k=top_k, top_p=top_p)
+    chosen = choose(np.tile(logits, (300, 1)), uniforms, sampling)
+    assert set(chosen.tolist()) <= set(kept.tolist())
+    likely = ids[p > 1 / 250]  # wide enough for one of the first round's numbers
+    assert set(likely[np.isin(likely, kept)].tolist()) <= set(chosen.tolist())
+
+
+def test_a_draw_that_every_round_rejects_takes_the_most_probable(choose: Any) -> None:
+    logits = np.log(np.arange(40, 0, -1, "float32"))[None]
+    uniforms = np.full((1, ROUNDS), 1 - 2**-24, "float32")  # the least probable of those left
+    assert choose(logits, uniforms, Sampling(1, top_p=0.01)).tolist() == [0]
+
+
+@pytest.mark.parametrize("words", [50, 2048, 3001])
+@pytest.mark.parametrize("k", [1, 5, 40, 99])
+def test_the_largest_are_those_of_a_stable_sort(compiled: Any, words: int, k: int) -> None:
+    logits = np.random.default_rng(k).integers(0, 30, (3, words)).astype("float32")  # many ties
+    logits[1] = -np.inf
+    found = compiled(lambda logits: samplers.largest(logits, k))(logits)
+    values, ids = (ops.convert_to_numpy(part) for part in found)
+    expected = np.argsort(-logits, axis=-1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(logits, expected, axis=1))
 
 
 def test_the_penalty_makes_what_was_written_less_probable(compiled: Any) -> None:
     logits = np.array([[3, -2, 0, -np.inf, 1], [4, 4, -4, 2, -np.inf]], "float32")
     text = np.array([[0, 1, 1, 3, 0, 1], [2, 2, 2, 2, 2, 4]], "int32")
-    found = ops.convert_to_numpy(compiled(decoding.penalise)(logits, text, np.float32(1.25)))
+    found = ops.convert_to_numpy(compiled(samplers.penalise)(logits, text, np.float32(1.25)))
     expected = logits.copy()
     for row, seen in enumerate(text):
         for token in set(seen.tolist()):
@@ -179,7 +239,7 @@ def slow() -> Any:
         context = network.settings["context_length"]
         texts = [prompt[-context:].tolist() for prompt in prompts]
         rngs = [np.random.default_rng([s.seed, row]) for row in range(len(texts))]
-        uniforms = [rng.random(s.max_tokens, "float32") for rng in rngs]
+        uniforms = [rng.random((s.max_tokens, s.rounds), "float32") for rng in rngs]
         starts = [len(text) for text in texts]
         for step in range(s.max_tokens):
             last = [text[-context:] for text in texts]
@@ -195,9 +255,7 @@ def slow() -> Any:
                 if s.temperature == 0:
                     text.append(int(scores.argmax()))
                 else:
-                    ids, p = distribution(scores, s)
-                    at = np.searchsorted(np.cumsum(p), uniforms[row][step], side="right")
-                    text.append(int(ids[min(at, len(ids) - 1)]))
+                    text.append(drawn(scores, uniforms[row][step], s))
         return [text[start:] for text, start in zip(texts, starts, strict=True)]
 
     return slow
@@ -217,7 +275,9 @@ def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
         {"temperature": 0.6, "repetition_penalty": 1.2, "allow_unknown": True},
         {"top_k": 5},
         {"top_p": 0.8},
+        {"top_p": 0.2},
         {"min_p": 0.1},
+        {"top_k": 20, "top_p": 0.9},
         {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.1},
     ],
 )
@@ -227,6 +287,24 @@ def test_texts_are_those_of_the_slow_way(write: Generator, slow: Any, knobs: Any
     assert found.tolist() == slow(write.network, prompts(), sampling)
     if knobs:
         assert len(np.unique(found)) > 3
+
+
+def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> None:
+    network = make_network(num_blocks=1, tied_embeddings=True)
+    write, sampling = Generator(network, WORDS, "spaced"), Sampling(6, temperature=0)
+    before = write.tokens(prompts((3,)), sampling).tolist()
+    network.head_bias.assign(network.head_bias + np.linspace(0, 9, 60, dtype="float32"))
+    after = write.tokens(prompts((3,)), sampling).tolist()
+    assert before != after == slow(network, prompts((3,)), sampling)
+
+
+def test_half_precision_writes_what_it_finds_most_probable(make_network: Any) -> None:
+    network = make_network(dtype="mixed_bfloat16")
+    write, prompt = Generator(network, WORDS, "spaced"), prompts((7,))[0]
+    text = np.concatenate([prompt, write.tokens([prompt], Sampling(10, temperature=0))[0]])
+    logits = ops.convert_to_numpy(network(text[None]))[0, 6:-1, 2 : len(WORDS)]
+    chosen = logits[np.arange(10), text[7:] - 2]
+    assert (logits.max(axis=-1) - chosen <= 0.05 * np.abs(logits).max()).all()
 
 
 def test_the_one_most_probable_token_is_the_greedy_choice(write: Generator) -> None:
@@ -294,6 +372,57 @@ def test_only_words_are_written(tempted: Generator, knobs: Any) -> None:
 
 
 # Text in, text out.
+
+
+@pytest.fixture
+def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The positions of each call of the network from Python: compiled, it is called no more."""
+    readings: list[int] = []
+    advance = MiniGPT.advance
+
+    def counted(self: MiniGPT, tokens: Any, *rest: Any) -> Any:
+        readings.append(tokens.shape[1])
+        return advance(self, tokens, *rest)
+
+    monkeypatch.setattr(MiniGPT, "advance", counted)
+    return readings
+
+
+@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"top_p": 0.9}])
+def test_a_stream_ends_with_what_a_call_returns(write: Generator, knobs: Any) -> None:
+    sampling = Sampling(26, seed=4, **knobs)
+    texts = ["This movie", "great is this . movie " * 4]
+    shown = list(write.stream(texts, sampling))
+    assert len(shown) == 26 and shown[-1] == write(texts, sampling)
+    ids = [np.array([2, 3]), WORDS.encode(pa.array(texts[1:]), "spaced")[0]]
+    written = write.tokens(ids, sampling)
+    for length, (text, _) in enumerate(shown, 1):
+        assert text == detokenise(["this", "movie", *WORDS.decode(written[0, :length])])
+
+
+def test_the_first_token_is_streamed_before_another_is_computed(
+    make_network: Any, readings: list[int]
+) -> None:
+    stream = Generator(make_network(num_blocks=1), WORDS, "spaced").stream(["this"], Sampling(9))
+    next(stream)
+    assert readings == [16]
+    next(stream)
+    assert readings[1] == 1
+
+
+def test_a_second_call_of_the_same_shape_compiles_nothing(
+    make_network: Any, readings: list[int]
+) -> None:
+    if keras.backend.backend() == "torch":
+        pytest.skip("nothing is compiled")
+    write = Generator(make_network(num_blocks=1), WORDS, "spaced")
+    write(["this movie", "great"], Sampling(30, top_p=0.9))
+    assert readings
+    readings.clear()
+    # Up to 32 tokens share a shape, and the values of the sampler's settings are no part of it.
+    write(["is this great", "movie"], Sampling(26, top_p=0.5, temperature=2, seed=3))
+    list(write.stream(["movie", "movie"], Sampling(32, top_p=0.7)))
+    assert not readings
 
 
 def test_text_goes_on_from_the_prompt(write: Generator) -> None:
