@@ -88,3 +88,31 @@ def make_network() -> Callable[..., Any]:
         return network
 
     return make
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """No settings of MLflow and DVC from outside, and none left behind."""
+    import mlflow
+
+    for name in list(os.environ):
+        if name.startswith(("MLFLOW_", "DVC_")):
+            monkeypatch.delenv(name)
+    # Set and deleted, so that what the tracker and MLflow set themselves is undone too.
+    for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.setenv(f"MLFLOW_{name}", "")
+        monkeypatch.delenv(f"MLFLOW_{name}")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # as the stages do
+    yield
+    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A new database takes MLflow seconds; each test starts from a copy."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    from mlflow import MlflowClient
+
+    MlflowClient(f"sqlite:///{path}")
+    return path.read_bytes()

@@ -297,7 +297,7 @@ def test_any_whole_number_out_of_range_is_named(
         ("train.optimizer", "sgd", "adam, adamw"),
         ("train.keep", "all", "best, last"),
         ("train.decay", "linear", "constant, cosine"),
-        ("model.dtype_policy", "mixed_float16", "float32, mixed_bfloat16"),
+        ("model.dtype_policy", "mixed_float16", "auto, float32, mixed_bfloat16"),
         ("sequences.policy", "tail", "head, windows"),
         ("vocabulary.style", "Spaced", "published, spaced"),
         ("corpus.format", "zip", "archive, files"),
@@ -371,6 +371,7 @@ def test_nothing_where_something_is_needed(tmp_path: Path, key: str, value: Any,
             "corpus.sha256 is 'C40F': an archive needs 64 hexadecimal digits",
         ),
         ({"tracking": {"alias": "latest"}}, "tracking.alias is 'latest': MLflow reserves it"),
+        ({"tracking": {"alias": "champion"}}, "tracking.alias is 'champion': the gate gives that"),
     ],
 )
 def test_values_that_contradict_each_other(tmp_path: Path, params: Any, says: str) -> None:

@@ -68,7 +68,9 @@ def check(gradients: Any, compiled: Any) -> Any:
 
 def compare(gradients: Any, compiled: Any, p: dict[str, np.ndarray], rtol: float = 1e-5) -> None:
     losses, expected = reference(p)
-    found = compiled(loss.token_losses)(p["hidden"], p["kernel"], p["bias"], p["targets"])
+    found, hits = compiled(loss.token_losses)(p["hidden"], p["kernel"], p["bias"], p["targets"])
+    best = (p["hidden"] @ p["kernel"] + p["bias"]).argmax(-1)
+    np.testing.assert_array_equal(ops.convert_to_numpy(hits), best == p["targets"])
     close(ops.convert_to_numpy(found), losses, rtol)
     both = [(losses * p["weights"]).sum(), (losses * p["observed"]).sum()]
     close(ops.convert_to_numpy(compiled(sums)(p)), both, rtol)
@@ -140,7 +142,7 @@ def test_logits_too_large_for_an_exponential(check: Any) -> None:
 
 def test_a_certain_prediction_costs_nothing() -> None:
     hidden = np.eye(3, dtype="float32")[None] * 200
-    found = loss.token_losses(
+    found, _ = loss.token_losses(
         hidden, np.eye(3, dtype="float32"), np.zeros(3, "float32"), np.array([[0, 1, 2]], "int32")
     )
     assert ops.convert_to_numpy(found).tolist() == [[0, 0, 0]]

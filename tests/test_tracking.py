@@ -1,28 +1,24 @@
 import csv
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import mlflow
-import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-import minigpt
-from minigpt import registry
 from minigpt.errors import InputError
-from minigpt.registry import register
 from minigpt.tracking import Tracker, replay, tracking_uri
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
 
 MD5 = {"reviews": "a" * 32, "sequences": "b" * 32 + ".dir", "model": "c" * 32 + ".dir"}
 CONFIG: dict[str, Any] = {
@@ -42,29 +38,6 @@ CONFIG: dict[str, Any] = {
     },
     "tracking": {"model_name": "minigpt"},
 }
-
-
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for name in list(os.environ):
-        if name.startswith(("MLFLOW_", "DVC_")):
-            monkeypatch.delenv(name)
-    # Set and deleted, so that what the tracker and MLflow set themselves is undone too.
-    for name in ("TRACKING_URI", "HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_TIMEOUT"):
-        monkeypatch.setenv(f"MLFLOW_{name}", "")
-        monkeypatch.delenv(f"MLFLOW_{name}")
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")  # as the stages do
-    yield
-    mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new database takes MLflow seconds; each test starts from a copy."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}")
-    return path.read_bytes()
 
 
 @pytest.fixture
@@ -215,6 +188,30 @@ def test_a_killed_training_goes_on_in_its_run(project: Path) -> None:
     assert logged["params"]["run.threads"] == "64"
 
 
+def test_an_evaluation_is_logged_once_and_by_its_own_stage(project: Path) -> None:
+    reports = project / "reports"
+    numbers = {"loss": 4.5, "unigram": {"loss": 6.4}, "held_out": {"targets": 9, "digest": "ab12"}}
+    (reports / "evaluation.json").write_text(json.dumps(numbers))
+    (reports / "evaluation.txt").write_text("model 4.5\n")
+    (reports / "figures").mkdir()
+    (reports / "figures/loss_by_epoch.png").write_text("a picture")
+    tracker = Tracker("t1", CONFIG, project)
+    tracker.files(reports)
+    replay(tracker, reports)  # by stages that may run before evaluate
+    assert not [key for key in contents(project)["points"] if key.startswith("evaluate/")]
+    for _ in range(2):
+        Tracker("t1", CONFIG, project).evaluation(reports)
+    logged = contents(project)
+    points = {key: [point[2] for point in points] for key, points in logged["points"].items()}
+    assert {key: points[key] for key in points if key.startswith("evaluate/")} == {
+        "evaluate/loss": [4.5],
+        "evaluate/unigram/loss": [6.4],
+        "evaluate/held_out/targets": [9],
+    }
+    assert logged["artifacts"]["evaluation/evaluation.txt"] == "model 4.5\n"
+    assert logged["artifacts"]["figures/loss_by_epoch.png"] == "a picture"
+
+
 def test_another_configuration_or_training_is_another_run(project: Path) -> None:
     first = Tracker("t1", CONFIG, project).run_id
     sampled = {**CONFIG, "sample": {**CONFIG["sample"], "seed": 8}}
@@ -356,95 +353,3 @@ def test_no_secret_and_no_overlong_value_is_logged(project: Path) -> None:
     assert len(params["a"]) <= 6000 and params["a"] != params["b"]
     assert len(params) > 150
     assert b"hunter2" not in (project / "mlflow.db").read_bytes()
-
-
-class Echo:
-    settings: ClassVar[dict[str, Any]]
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __call__(self, prompts: list[str], sampling: Any) -> list[str]:
-        self.__class__.settings = vars(sampling)
-        return prompts
-
-
-@pytest.fixture
-def model_dir(project: Path, monkeypatch: Any) -> Path:
-    (project / "model").mkdir()
-    (project / "model/vocabulary.txt").write_text("\n[UNK]\nfilm\n")
-    loaded = SimpleNamespace(network=None, vocabulary=None, config=CONFIG)
-    fakes = {
-        "model": SimpleNamespace(load=lambda path: loaded if path.is_dir() else None),
-        "decoding": SimpleNamespace(Generator=Echo, Sampling=SimpleNamespace),
-    }
-    for name, fake in fakes.items():  # no TensorFlow here; tests/test_serving.py is nearer to it
-        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
-        monkeypatch.setattr(minigpt, name, fake, raising=False)
-    return project / "model"
-
-
-def test_registering_twice_gives_one_version(
-    project: Path, model_dir: Path, monkeypatch: Any, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)  # anywhere but the project
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    first = register(tracker, model_dir, name="mini", alias="newest", prompts=["this movie"])
-    assert first["uri"] == "models:/mini/1" and first["run_id"] == tracker.run_id
-    again = Tracker("t1", CONFIG, project, strict=True)
-    assert register(again, model_dir, name="mini", alias="best", prompts=["this movie"]) == {
-        **first,
-        "alias": "best",
-    }
-    (model_dir / "vocabulary.txt").write_text("\n[UNK]\nmovie\n")
-    other = register(again, model_dir, name="mini", alias="newest", prompts=["this movie"])
-    assert other["version"] == "2" and other["model_sha256"] != first["model_sha256"]
-
-    client = MlflowClient(tracker.uri)
-    assert client.get_model_version_by_alias("mini", "newest").run_id == tracker.run_id
-    versions = [client.get_model_version_by_alias("mini", a).version for a in ("best", "newest")]
-    assert [str(version) for version in versions] == ["1", "2"]
-
-    own = {k: v for k, v in CONFIG["sample"].items() if k != "prompts"}
-    prompts = pd.DataFrame({"prompt": ["a", "b"]})
-    loaded = mlflow.pyfunc.load_model("models:/mini@best")
-    assert loaded.predict(prompts, params={"top_k": 3}) == ["a", "b"]
-    assert Echo.settings == {**own, "top_k": 3}
-
-    local = Path(mlflow.artifacts.download_artifacts("models:/mini@best"))
-    files = {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
-    assert {"serving.py", "code/minigpt/serving.py", "artifacts/model/vocabulary.txt"} <= files
-    assert not [name for name in files if Path(name).suffix in (".pkl", ".pickle", ".pyc")]
-    assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
-    requirements = (local / "requirements.txt").read_text().split()
-    assert {line.split("==")[0] for line in requirements} == set(registry.REQUIREMENTS)
-    recorded = yaml.safe_load((local / "MLmodel").read_text())
-    parameters = {p["name"]: p["default"] for p in json.loads(recorded["signature"]["params"])}
-    assert parameters == own
-
-
-def test_a_model_that_does_not_work_is_not_registered(
-    project: Path, model_dir: Path, monkeypatch: Any
-) -> None:
-    def broken(path: Path) -> None:
-        raise InputError("a weight is missing")
-
-    monkeypatch.setattr(sys.modules["minigpt.model"], "load", broken)
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    with pytest.raises(InputError, match="a weight is missing"):
-        register(tracker, model_dir, name="mini", alias="best", prompts=["a"])
-    assert not MlflowClient(tracker.uri).search_registered_models()
-
-
-def test_registering_needs_the_model_and_the_store(
-    project: Path, model_dir: Path, monkeypatch: Any
-) -> None:
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    with pytest.raises(InputError, match="is missing; run `dvc repro train`"):
-        register(tracker, project / "nowhere", name="mini", alias="best", prompts=["a"])
-    with pytest.raises(InputError, match="can't be used"):
-        register(tracker, model_dir, name="a/b:c", alias="best", prompts=["a"])
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    offline = Tracker("t1", CONFIG, project)
-    with pytest.raises(InputError, match="is not registered"):
-        register(offline, model_dir, name="mini", alias="best", prompts=["a"])

@@ -10,9 +10,10 @@ import tensorflow as tf
 from keras import ops
 
 from minigpt import training
+from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.errors import InputError
 from minigpt.model import MiniGPT
-from minigpt.training import Checkpoints, Epoch, LossModel
+from minigpt.training import LossModel, Stop
 
 pytestmark = pytest.mark.backend
 
@@ -45,9 +46,9 @@ def counting(step: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 TOKENS = int((counting(1)[1] != 0).sum())
 
 
-def batches(epoch: int) -> Any:
+def batches(epoch: int, skip: int) -> Any:
     x, y = counting(1)
-    order = np.random.default_rng(epoch).permutation(SEQUENCES)
+    order = np.random.default_rng(epoch).permutation(SEQUENCES)[skip * BATCH :]
     return dataset(x[order], y[order])
 
 
@@ -87,8 +88,11 @@ def trainer(compiled_once: Any) -> LossModel:
 def fit(model: LossModel, checkpoints: Checkpoints, **changes: Any) -> list[Epoch]:
     options = {
         "epochs": EPOCHS,
+        "steps": STEPS,
         "tokens": TOKENS,
         "seed": 1,
+        "checkpoint_steps": 4,
+        "stop": Stop(),
         "early_stopping": 0,
         "keep_best": False,
         "write_texts": lambda: [{"prompt": "où", "text": "où ?"}],
@@ -244,17 +248,27 @@ def test_gradients_are_clipped_together(name: str) -> None:
 # Epochs.
 
 
-class Interrupt(keras.callbacks.Callback):
-    """Stops after some steps, as a user does."""
+class Kill(keras.callbacks.Callback):
+    """Ends after some steps, with what is on disk then."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()
         self.left = steps
+        self.stop = Stop()
 
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.left -= 1
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if not self.left:
             raise KeyboardInterrupt
+        self.left -= 1
+
+
+class Signal(Kill):
+    """Asks it to stop in the midst of a step, as SIGTERM does."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self.left -= 1
+        if not self.left:
+            self.stop(15, None)
 
 
 def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_path: Path) -> None:
@@ -273,32 +287,57 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
     timing = undisturbed[-1].timing
     assert timing["tokens_per_s"] == pytest.approx(TOKENS / timing["seconds"], rel=0.1)
 
-    # Interrupted in the third epoch.
-    told: list[Epoch] = []
-    stopped = Checkpoints(tmp_path / "stopped", "a", True)
-    with pytest.raises(KeyboardInterrupt):
-        fit(new_trainer(1), stopped, callbacks=[Interrupt(2 * STEPS + 3)], on_epoch=told.append)
-
-    # Another process begins with other weights, at another step.
-    restore(trainer, [value + 1 for value in expected])
-    asked: list[int] = []
-
-    def data(epoch: int) -> Any:
-        asked.append(epoch)
-        return batches(epoch)
-
-    going_on = Checkpoints(tmp_path / "stopped", "a", True)
-    assert (going_on.train_id, going_on.epochs) == (stopped.train_id, told)
-    done = fit(trainer, going_on, batches=data, on_epoch=told.append)
-    assert asked == [2, 3] and done == told
-    assert [epoch.row for epoch in done] == rows
-    for found, value in zip(state(trainer), expected, strict=True):
-        np.testing.assert_array_equal(found, value)
-
     # There is nothing left to do.
-    asked.clear()
-    finished = Checkpoints(tmp_path / "stopped", "a", True)
-    assert fit(trainer, finished, batches=data) == told and asked == []
+    asked: list[tuple[int, int]] = []
+    finished = Checkpoints(tmp_path / "undisturbed", "a", True)
+    again = fit(trainer, finished, batches=lambda *which: asked.append(which))
+    assert again == undisturbed and asked == []
+
+    # Killed in the third epoch, two steps after a checkpoint, which the signal had asked for.
+    for stopper, steps in ((Kill(2 * STEPS + 5), 4), (Signal(2 * STEPS + 3), 3)):
+        told: list[Epoch] = []
+        folder = tmp_path / f"stopped-{steps}"
+        stopped, stop = Checkpoints(folder, "a", True), Stop()
+        stopper.stop = stop
+        with pytest.raises(KeyboardInterrupt):
+            fit(new_trainer(1), stopped, callbacks=[stopper], on_epoch=told.append, stop=stop)
+
+        # Another process begins with other weights, at another step.
+        restore(trainer, [value + 1 for value in expected])
+        asked.clear()
+
+        def data(epoch: int, skip: int) -> Any:
+            asked.append((epoch, skip))
+            return batches(epoch, skip)
+
+        going_on = Checkpoints(folder, "a", True)
+        assert (going_on.train_id, going_on.epochs) == (stopped.train_id, told)
+        done = fit(trainer, going_on, batches=data, on_epoch=told.append)
+        assert asked == [(2, steps), (3, 0)] and done == told
+        assert [epoch.row for epoch in done] == rows
+        for found, value in zip(state(trainer), expected, strict=True):
+            np.testing.assert_array_equal(found, value)
+
+
+def test_an_epoch_whose_steps_are_all_done_is_only_validated(
+    trainer: LossModel, tmp_path: Path
+) -> None:
+    rows = [epoch.row for epoch in fit(trainer, Checkpoints(tmp_path / "a", "a", True), epochs=1)]
+
+    def die() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(new_trainer(1), Checkpoints(tmp_path / "b", "a", True), epochs=1, write_texts=die)
+    going_on = Checkpoints(tmp_path / "b", "a", True)
+    assert going_on.step == STEPS
+    done = fit(trainer, going_on, epochs=1, batches=None)
+    assert [epoch.row for epoch in done] == rows
+
+
+def test_a_signal_outside_of_the_steps_interrupts_at_once() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Stop()(15, None)
 
 
 def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_path: Path) -> None:
@@ -309,15 +348,13 @@ def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_pa
     )
     losses = [epoch.row["val_loss"] for epoch in done]
     best = int(np.argmin(losses))
-    assert len(done) == best + 3 and training.best_epoch(done) == best + 1
+    assert len(done) == best + 3 and best_epoch(done) == best + 1
     kept = trainer.evaluate(contrary, return_dict=True, verbose=0)
     assert kept["loss"] == pytest.approx(losses[best], rel=1e-6)
     # Nor does it go on when it is asked again.
     again = Checkpoints(tmp_path, "a", True)
     assert fit(trainer, again, epochs=50, validation=contrary, early_stopping=2) == done
-    assert {file.name for file in tmp_path.glob("*.npz")} == {
-        f"epoch_{number:05d}.npz" for number in (best + 1, best + 3)
-    }
+    assert f"after_{best + 1:05d}_{0:08d}.npz" in {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_last_weights_are_kept(trainer: LossModel, tmp_path: Path) -> None:
@@ -332,7 +369,7 @@ def test_the_last_weights_are_kept(trainer: LossModel, tmp_path: Path) -> None:
 def test_nothing_held_out(trainer: LossModel, tmp_path: Path) -> None:
     done = fit(trainer, Checkpoints(tmp_path, "a", True), epochs=2, validation=None, keep_best=True)
     assert set(done[-1].row) == {"epoch", "loss", "seed_loss", "learning_rate"}
-    assert training.best_epoch(done) == 2 and trainer.optimizer.iterations == 2 * STEPS
+    assert best_epoch(done) == 2 and trainer.optimizer.iterations == 2 * STEPS
 
 
 def test_a_loss_that_is_no_number(trainer: LossModel, tmp_path: Path) -> None:
@@ -343,7 +380,7 @@ def test_a_loss_that_is_no_number(trainer: LossModel, tmp_path: Path) -> None:
 
     with pytest.raises(InputError) as raised:
         fit(trainer, checkpoints, on_epoch=spoil)
-    assert "the loss of epoch 2 is nan" in str(raised.value)
+    assert "the loss is nan at step 1 of epoch 2" in str(raised.value)
     assert "train.learning_rate" in str(raised.value) and "train.clip_norm" in str(raised.value)
     assert len(Checkpoints(tmp_path, "a", True).epochs) == 1
 
@@ -356,27 +393,33 @@ def epoch(number: int, val_loss: float | None = None) -> Epoch:
     return Epoch(row if val_loss is None else {**row, "val_loss": val_loss}, {"epoch": number}, [])
 
 
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
 def test_a_checkpoint_brings_everything_back(trainer: LossModel, tmp_path: Path) -> None:
     before = state(trainer)
-    Checkpoints(tmp_path, "a", True).save(trainer, epoch(1))
+    Checkpoints(tmp_path, "a", True).save(trainer, epoch=epoch(1))
     loaded = Checkpoints(tmp_path, "a", True)
     restore(trainer, [value + 1 for value in before])
-    loaded.load(trainer, 1)
+    loaded.load(trainer)
     for found, value in zip(state(trainer), before, strict=True):
         np.testing.assert_array_equal(found, value)
     assert loaded.epochs == [epoch(1)]
 
 
-def test_the_last_and_the_best_epoch_stay(trainer: LossModel, tmp_path: Path) -> None:
+def test_the_last_two_and_the_best_epoch_stay(trainer: LossModel, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "a", True)
-    for number, val_loss in enumerate((3, 1, 2, 4), start=1):
-        checkpoints.save(trainer, epoch(number, val_loss))
-        best = min(number, 2)
-        assert {file.name for file in tmp_path.iterdir()} == {
-            "state.json",
-            f"epoch_{best:05d}.npz",
-            f"epoch_{number:05d}.npz",
-        }
+    checkpoints.save(trainer, epoch=epoch(1, 1))
+    checkpoints.save(trainer, epoch=epoch(2, 2))
+    for step in (10, 20):
+        checkpoints.save(trainer, step=step)
+    assert names(tmp_path) == {
+        "state.json",
+        "after_00001_00000000.npz",
+        "after_00002_00000010.npz",
+        "after_00002_00000020.npz",
+    }
 
 
 @pytest.mark.parametrize(("identity", "resume"), [("b", True), ("a", False)])
@@ -384,18 +427,64 @@ def test_another_training_starts_afresh(
     trainer: LossModel, tmp_path: Path, identity: str, resume: bool
 ) -> None:
     before = Checkpoints(tmp_path, "a", True)
-    before.save(trainer, epoch(1))
+    before.save(trainer, epoch=epoch(1))
     after = Checkpoints(tmp_path, identity, resume)
     assert after.epochs == [] and after.train_id != before.train_id
-    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
+    assert names(tmp_path) == {"state.json"}
     assert Checkpoints(tmp_path, identity, True).train_id == after.train_id
 
 
 def test_what_an_interrupted_write_left_is_cleared_away(trainer: LossModel, tmp_path: Path) -> None:
     before = Checkpoints(tmp_path, "a", True)
-    before.save(trainer, epoch(1))
+    before.save(trainer, epoch=epoch(1))
     (tmp_path / "variables.123.tmp").write_bytes(b"half")
-    (tmp_path / "epoch_00002.npz").write_bytes(b"written, but not counted in")
+    (tmp_path / "after_00002_00000000.npz").write_bytes(b"written, but not counted in")
     after = Checkpoints(tmp_path, "a", True)
     assert after.epochs == [epoch(1)]
-    assert {file.name for file in tmp_path.iterdir()} == {"state.json", "epoch_00001.npz"}
+    assert names(tmp_path) == {"state.json", "after_00001_00000000.npz"}
+
+
+def spoil(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_of_a_spoilt_checkpoint_the_one_before_is_used(trainer: LossModel, tmp_path: Path) -> None:
+    before = Checkpoints(tmp_path, "a", True)
+    before.save(trainer, epoch=epoch(1))
+    before.save(trainer, step=5)
+    before.save(trainer, epoch=epoch(2))
+    spoil(tmp_path / "after_00002_00000000.npz")
+    after = Checkpoints(tmp_path, "a", True)
+    assert (after.epochs, after.step, after.train_id) == ([epoch(1)], 5, before.train_id)
+    spoil(tmp_path / "after_00001_00000005.npz")
+    (tmp_path / "state.json").write_text((tmp_path / "state.json").read_text()[:-9])
+    assert Checkpoints(tmp_path, "a", True).epochs == []
+
+
+def test_a_best_epoch_that_was_spoilt_is_an_error(trainer: LossModel, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "a", True)
+    for number, val_loss in enumerate((1, 2, 3), start=1):
+        checkpoints.save(trainer, epoch=epoch(number, val_loss))
+    spoil(tmp_path / "after_00001_00000000.npz")
+    with pytest.raises(InputError, match=r"epoch 1 .* altered"):
+        checkpoints.load(trainer, 1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "policy"),
+    [
+        ("fpu avx512_bf16 sse", "mixed_bfloat16"),
+        ("amx_bf16", "mixed_bfloat16"),
+        ("avx2", "float32"),
+    ],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(
+    tmp_path: Path, flags: str, policy: str
+) -> None:
+    if keras.backend.backend() != "tensorflow":
+        policy = "float32"
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    assert training.choose_dtype_policy(tmp_path / "cpuinfo") == policy
+    assert training.choose_dtype_policy(tmp_path / "absent") == "float32"

@@ -86,7 +86,10 @@ class ModelConfig:
     feed_forward_dim: int = _value("hidden width of a block's feed-forward", low=1, high=1_048_576)
     dropout: float = _value("share dropped after attention and feed-forward", low=0, high=0.99)
     tied_embeddings: bool = _value("whether the head reuses the token embeddings")
-    dtype_policy: str = _value("Keras dtype policy", choices=("float32", "mixed_bfloat16"))
+    dtype_policy: str = _value(
+        "Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16",
+        choices=("auto", "float32", "mixed_bfloat16"),
+    )
 
 
 @dataclass
@@ -130,7 +133,8 @@ class TrainConfig:
         "epochs without a better val_loss; 0: never stop", low=0, high=10_000
     )
     keep: str = _value("the weights in the model directory", choices=("best", "last"))
-    resume: bool = _value("whether an interrupted run goes on from its last epoch")
+    checkpoint_steps: int = _value("steps from a checkpoint to the next", low=1, high=1_000_000_000)
+    resume: bool = _value("whether an interrupted run goes on from its last checkpoint")
     jit_compile: bool = _value("XLA (slower on a CPU with the TensorFlow backend)")
     seed: int = _value("weights, dropout and shuffling", low=0, high=2**31 - 1)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -145,11 +149,36 @@ class SampleConfig(SamplingConfig):
 
 
 @dataclass
+class EvaluateConfig(SamplingConfig):
+    """What the model is compared with, and the reviews that are counted."""
+
+    prompts: list[str] = _value("texts to go on from, in turn")
+    reviews: int = _value("reviews to write and count", low=2, high=100_000)
+    ngram_order: int = _value("words of the n-gram model's n-grams", low=1, high=10)
+
+
+@dataclass
+class GateConfig:
+    """Which model is registered, and which of them takes the champion's place."""
+
+    max_perplexity: float = _value("largest held-out perplexity; 0: off", low=0, high=1e12)
+    max_copied_run: float = _value(
+        "most words that all but 5% of the sampled reviews copy in a row; 0: off",
+        low=0,
+        high=100_000,
+    )
+    max_unk_share: float = _value("largest share of [UNK] among the targets; 0: off", low=0, high=1)
+    min_improvement: float = _value(
+        "bits per byte by which it must be better than the champion; 0: any", low=0, high=8
+    )
+
+
+@dataclass
 class TrackingConfig:
     """Where the model goes in the MLflow registry."""
 
     model_name: str = _value("name of the registered model")
-    alias: str = _value("alias that the new version takes")
+    alias: str = _value("alias that the new version takes; the gate gives @champion")
 
 
 @dataclass
@@ -161,7 +190,9 @@ class Config:
     sequences: SequencesConfig = field(default_factory=SequencesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -362,7 +393,13 @@ def _contradictions(c: Config) -> Iterator[str]:
         )
     if c.tracking.alias == "latest":
         yield "tracking.alias is 'latest': MLflow reserves it, choose another"
-    for name, sampling in (("sample", c.sample), ("train.preview", c.train.preview)):
+    if c.tracking.alias == "champion":
+        yield "tracking.alias is 'champion': the gate gives that one, choose another"
+    for name, sampling in (
+        ("sample", c.sample),
+        ("evaluate", c.evaluate),
+        ("train.preview", c.train.preview),
+    ):
         if sampling.top_p == 0:
             yield f"{name}.top_p is 0: allowed is above 0, to 1 (1: off)"
         if sampling.top_k > c.vocabulary.max_tokens:

@@ -15,7 +15,7 @@ from keras import ops
 BLOCK_POSITIONS = 8  # of all sequences: 1,024 tokens, 82 MB of logits, in the published batch
 
 
-def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> Any:
+def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
     """Cross-entropy of every position, for evaluation: it has no gradients of its own.
 
     Args:
@@ -25,12 +25,12 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> Any:
         targets: int32 (B, T), the index of the word that follows each position.
 
     Returns:
-        Nats of each position, float32 (B, T).
+        Nats of each position, float32 (B, T), and whether no word was more probable, bool (B, T).
     """
     kernel = ops.cast(kernel, hidden.dtype)
-    return ops.concatenate(
-        [_losses(hidden[:, at], kernel, bias, targets[:, at])[0] for at in _blocks(hidden)], axis=1
-    )
+    blocks = [_losses(hidden[:, at], kernel, bias, targets[:, at]) for at in _blocks(hidden)]
+    losses, hits = zip(*(block[:2] for block in blocks), strict=True)
+    return ops.concatenate(losses, axis=1), ops.concatenate(hits, axis=1)
 
 
 def weighted_losses(
@@ -52,31 +52,31 @@ def weighted_losses(
 
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
-        words = ops.shape(kernel)[1]
+        width, words = kernel.shape
         narrow = ops.cast(kernel, hidden.dtype)
+        backwards = ops.transpose(narrow)
         losses, d_hidden = [], []
         # The one-hot half of the gradient is a scatter of whole rows, apart from the blocks: it
-        # spares a pass over their logits.
+        # spares a pass over their logits.  The bias is one more row of the kernel here, whose
+        # input is always 1.
+        rows = _with_ones(ops.cast(hidden, "float32")) * weights[..., None]  # (B, T, C + 1)
         flat_targets = ops.reshape(targets, (-1,))
-        weighted = ops.cast(hidden, "float32") * weights[..., None]
-        flat_weighted = ops.reshape(weighted, (-1, hidden.shape[-1]))
-        d_kernel = -ops.transpose(ops.segment_sum(flat_weighted, flat_targets, words))
-        d_bias = -ops.segment_sum(ops.reshape(weights, (-1,)), flat_targets, words)
+        d_rows = ops.segment_sum(ops.reshape(rows, (-1, width + 1)), flat_targets, words)
+        d_kernel = -ops.transpose(d_rows)  # (C + 1, V)
         for at in _blocks(hidden):
-            block, weight = hidden[:, at], weights[:, at, None]
-            loss, exponentials, total = _losses(block, narrow, bias, targets[:, at])
+            loss, _, exponentials, total = _losses(hidden[:, at], narrow, bias, targets[:, at])
             losses.append(loss)
-            d_logits = exponentials * (weight / total)  # (B, t, V)
-            d_bias = d_bias + ops.sum(d_logits, axis=(0, 1))
-            d_logits = ops.cast(d_logits, hidden.dtype)
-            d_hidden.append(ops.matmul(d_logits, ops.transpose(narrow)))
-            flat = ops.reshape(d_logits, (-1, ops.shape(d_logits)[-1]))
-            columns = ops.transpose(ops.reshape(block, (-1, block.shape[-1])))
-            d_kernel = d_kernel + ops.cast(ops.matmul(columns, flat), "float32")
-        chosen = ops.take(ops.transpose(narrow), targets, axis=0)  # (B, T, C)
-        d_hidden = ops.concatenate(d_hidden, axis=1) - chosen * ops.cast(
-            weights[..., None], hidden.dtype
-        )
+            # Softmax divides by the total, here the few rows of the products instead of all logits.
+            exponentials = ops.cast(exponentials, hidden.dtype)  # (B, t, V)
+            products = ops.cast(ops.matmul(exponentials, backwards), "float32")
+            d_hidden.append(products * (weights[:, at, None] / total))
+            columns = ops.reshape(rows[:, at] / total, (-1, width + 1))
+            columns = ops.transpose(ops.cast(columns, hidden.dtype))
+            products = ops.matmul(columns, ops.reshape(exponentials, (-1, words)))
+            d_kernel = d_kernel + ops.cast(products, "float32")
+        chosen = ops.cast(ops.take(backwards, targets, axis=0), "float32")  # (B, T, C)
+        d_hidden = ops.concatenate(d_hidden, axis=1) - chosen * weights[..., None]
+        d_kernel, d_bias = d_kernel[:-1], d_kernel[-1]
         losses = ops.concatenate(losses, axis=1)
         sums = ops.stack([ops.sum(losses * weights), ops.sum(losses * observed)])
 
@@ -84,7 +84,7 @@ def weighted_losses(
             # Keras's PyTorch backend names the upstream gradient, the others pass it alone.
             scale = (args[0] if upstream is None else upstream)[0]
             return (
-                d_hidden * ops.cast(scale, d_hidden.dtype),
+                ops.cast(d_hidden * scale, hidden.dtype),
                 ops.cast(d_kernel * scale, kernel.dtype),
                 ops.cast(d_bias * scale, bias.dtype),
             )
@@ -99,11 +99,17 @@ def _blocks(hidden: Any) -> list[slice]:
     return [slice(start, start + BLOCK_POSITIONS) for start in starts]
 
 
-def _losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any, Any]:
-    """Nats (B, t), the shifted exponentials of the logits (B, t, V), and their sums (B, t, 1)."""
+def _with_ones(x: Any) -> Any:
+    """(..., C + 1): a 1 after each row."""
+    return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
+
+
+def _losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
+    """Nats and hits (B, t), the shifted exponentials of the logits (B, t, V), and their sums."""
     logits = ops.cast(ops.matmul(hidden, kernel), "float32") + ops.cast(bias, "float32")
     shift = ops.max(logits, axis=-1, keepdims=True)
     chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
     exponentials = ops.exp(logits - shift)
-    total = ops.sum(exponentials, axis=-1, keepdims=True)
-    return (ops.log(total) + shift - chosen)[..., 0], exponentials, total
+    total = ops.sum(exponentials, axis=-1, keepdims=True)  # (B, t, 1)
+    nats, hits = ops.log(total) + shift - chosen, ops.equal(chosen, shift)
+    return nats[..., 0], hits[..., 0], exponentials, total

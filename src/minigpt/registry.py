@@ -1,22 +1,34 @@
 """The MLflow registry: a model directory becomes a version of the registered model."""
 
 import hashlib
-from collections.abc import Sequence
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.models import Model
 
-from minigpt import serving
+from minigpt import champion, gate, serving
 from minigpt.errors import InputError
 from minigpt.tracking import Tracker, redact
 
 REQUIREMENTS = ("keras", "mlflow", "numpy", "omegaconf", "pandas", "pyarrow", "tensorflow")
+OUTCOME = "minigpt.outcome"
 
 
 def register(
-    tracker: Tracker, model_dir: Path, *, name: str, alias: str, prompts: Sequence[str]
+    tracker: Tracker,
+    model_dir: Path,
+    *,
+    name: str,
+    alias: str,
+    prompts: Sequence[str],
+    tags: Mapping[str, str],
 ) -> dict[str, str]:
     """Registers a model directory as a pyfunc written as code; nothing is pickled.
 
@@ -26,6 +38,7 @@ def register(
         name: the registered model's.
         alias: set to the version.
         prompts: the input example.
+        tags: the version's, beside the run, the commit and DVC's digests of the data.
 
     Returns:
         name, version, uri (models:/name/version), alias, run_id and model_sha256.
@@ -39,11 +52,14 @@ def register(
 
     def find_or_create(client: MlflowClient) -> str:
         tag = "minigpt.model_sha256"
+        wanted = {**tags, **_lineage(client.get_run(tracker.run_id)), tag: digest}
         for found in client.search_model_versions(f"run_id = '{tracker.run_id}'"):
             if found.name == name and found.tags.get(tag) == digest:
+                for key, value in wanted.items() - found.tags.items():  # measured again since
+                    client.set_model_version_tag(name, found.version, key, value)
                 return str(found.version)
         uri = _log_model(tracker, model_dir.resolve(), prompts)
-        return str(mlflow.register_model(uri, name, tags={tag: digest}).version)
+        return str(mlflow.register_model(uri, name, tags=wanted).version)
 
     number = tracker.attempt(find_or_create)
     tracker.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
@@ -57,6 +73,124 @@ def register(
         "run_id": tracker.run_id,
         "model_sha256": digest,
     }
+
+
+def challenge(
+    uri: str,
+    name: str,
+    challenger: Mapping[str, Any],
+    settings: Mapping[str, float],
+    measure: Callable[[Path], Mapping[str, float]],
+) -> dict[str, Any]:
+    """Decides whether a registered version becomes the champion, does it and records the outcome.
+
+    The champion's own figures count where it was measured on the same reviews with the same
+    vocabulary; else it is measured again.  What was decided for a version stays decided: with the
+    same figures and settings, the recorded outcome is returned and no alias is touched.
+
+    Args:
+        uri: of the store.
+        name: the registered model's.
+        challenger: version, held_out (the reviews' digest; None: none), vocabulary (its digest)
+            and the figures.
+        settings: the section `gate` of the configuration.
+        measure: gives the figures of a model directory on the challenger's reviews.
+
+    Returns:
+        verdict, reason, settings, challenger and champion: the one before, in the same form and
+        with `measured` (recorded or again), None where there was none.
+
+    Raises:
+        InputError: MLflow can't be used.
+    """
+    number = challenger["version"]
+    with champion.store(uri) as client:
+        recorded = json.loads(client.get_model_version(name, number).tags.get(OUTCOME, "{}"))
+    if (recorded.get("challenger"), recorded.get("settings")) == (challenger, settings):
+        return dict(recorded)
+    while True:
+        before, theirs = champion.state(uri, name).version, None
+        if before == number:  # an interrupted registration, or other settings
+            verdict, reason = "promoted", "it is the champion already"
+        else:
+            if before and challenger["held_out"]:
+                theirs = _champion(uri, name, before, challenger, measure)
+            mine, bits = challenger.get("bits_per_byte"), (theirs or {}).get("bits_per_byte")
+            verdict, reason = gate.decide(mine, before, bits, settings["min_improvement"])
+        if verdict != "promoted" or champion.move(
+            uri, name, number, how="gate", reason=reason, expected=before
+        ):
+            break
+    outcome = {
+        "verdict": verdict,
+        "reason": reason + (f": {theirs['problem']}" if theirs and "problem" in theirs else ""),
+        "settings": dict(settings),
+        "challenger": dict(challenger),
+        "champion": theirs or (before and {"version": before}),
+    }
+    with champion.store(uri) as client:
+        text = f"{verdict}: {outcome['reason']}"
+        client.set_model_version_tag(name, number, "minigpt.gate", text)
+        client.set_model_version_tag(name, number, OUTCOME, json.dumps(outcome))
+    return outcome
+
+
+def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
+    """Downloads a version's model directory.
+
+    Args:
+        uri: of the store.
+        name: the registered model's.
+        number: of the version.
+        folder: where to.
+
+    Returns:
+        The model directory; None where the version, made elsewhere, holds none.
+
+    Raises:
+        InputError: MLflow can't be used.
+    """
+    with champion.store(uri):
+        mlflow.set_tracking_uri(uri)  # download_artifacts knows no other way
+        local = mlflow.artifacts.download_artifacts(
+            f"models:/{name}/{number}", dst_path=str(folder)
+        )
+    held = Model.load(local).flavors.get("python_function", {}).get("artifacts", {})
+    return Path(local) / str(held["model"]["path"]) if "model" in held else None
+
+
+def _champion(
+    uri: str,
+    name: str,
+    number: str,
+    challenger: Mapping[str, Any],
+    measure: Callable[[Path], Mapping[str, float]],
+) -> dict[str, Any]:
+    """The champion's figures on the challenger's reviews."""
+    same = {key: challenger[key] for key in ("held_out", "vocabulary")}
+    with champion.store(uri) as client:
+        tags = client.get_model_version(name, number).tags
+    recorded = json.loads(tags.get(OUTCOME, "{}")).get("challenger", {})
+    if same.items() <= recorded.items():
+        return {**recorded, "measured": "recorded"}
+    with tempfile.TemporaryDirectory() as folder:
+        directory = fetch(uri, name, number, Path(folder))
+        try:
+            if directory is None:
+                raise InputError("it holds no model directory")
+            measured = measure(directory)
+        except InputError as error:
+            return {"version": number, "measured": "not", "problem": str(error)}
+    held_out = challenger["held_out"]
+    return {"version": number, **measured, "held_out": held_out, "measured": "again"}
+
+
+def _lineage(run: Run) -> dict[str, str]:
+    tags = {"minigpt.run_id": run.info.run_id}
+    if commit := run.data.tags.get("mlflow.source.git.commit"):
+        tags["git.commit"] = commit
+    wanted = ("dvc.lock:data/reviews.parquet", "dvc.lock:data/sequences")
+    return tags | {key: run.data.tags[key] for key in wanted if key in run.data.tags}
 
 
 def _log_model(tracker: Tracker, model_dir: Path, prompts: Sequence[str]) -> str:

@@ -231,7 +231,7 @@ def verify(directory: Path, vocabulary_sha256: str | None = None) -> dict[str, A
 
 
 def dataset(
-    directory: Path, split: str, batch_size: int, *, seed: int | None, epoch: int = 0
+    directory: Path, split: str, batch_size: int, *, seed: int | None, epoch: int = 0, skip: int = 0
 ) -> "tf.data.Dataset":
     """Open a split as batches of inputs and targets.
 
@@ -242,6 +242,7 @@ def dataset(
         seed: None keeps the order of the files; else the whole split is shuffled, in an order that
             depends on the seed and the epoch only.
         epoch: Which of the seed's orders to take.
+        skip: Batches of it to leave out, from the first on.
 
     Returns:
         Batches (x, y) of int32, (B, length) each, padded with zeros, of known cardinality.
@@ -260,11 +261,11 @@ def dataset(
     total = sum(shard["records"] for shard in shards)
     records = tf.data.TFRecordDataset([os.fspath(directory / s["file"]) for s in shards])
     if seed is None:
-        batches = records.batch(batch_size)
+        batches = records.batch(batch_size).skip(skip)
     else:
         # Not Dataset.shuffle, whose order hangs on TensorFlow's global seed as well.  Its buffer
         # would hold the split, too.
-        order = np.random.default_rng([seed, epoch]).permutation(total)
+        order = np.random.default_rng([seed, epoch]).permutation(total)[skip * batch_size :]
         held = next(iter(records.batch(total)))
         rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
         batches = rows.map(lambda row: tf.gather(held, row))
@@ -276,5 +277,5 @@ def dataset(
         return tokens[:, :-1], tokens[:, 1:]
 
     # Known, because Keras gets the loss wrong on TensorFlow where it is not (see FACTS.md).
-    known = tf.data.experimental.assert_cardinality(-(-total // batch_size))
+    known = tf.data.experimental.assert_cardinality(-(-total // batch_size) - skip)
     return batches.map(split_batch).prefetch(2).apply(known)

@@ -34,6 +34,7 @@ T = TypeVar("T")
 DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
 SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
 SAMPLES = ("samples.txt", "samples.jsonl")
+EVALUATION = ("evaluation.txt", "evaluation_samples.jsonl")
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
 
@@ -125,6 +126,23 @@ class Tracker:
         for path in (reports / name for name in SAMPLES):
             if path.exists():
                 self._send("log_artifact", str(path), "samples")
+
+    def evaluation(self, reports: Path) -> None:
+        """Logs the numbers of the evaluate stage as `evaluate/<key>`, and its pages and charts.
+
+        Not part of `replay`: before that stage, reports/ still has those of an earlier run.
+
+        Args:
+            reports: the folder with evaluation.json and the others; a missing one is left out.
+        """
+        numbers = _flatten(json.loads(_read(reports / "evaluation.json") or "{}"), separator="/")
+        points = {f"evaluate/{k}": v for k, v in numbers.items() if not isinstance(v, str)}
+        self._log_metrics(points, int(time.time() * 1000), 0)
+        for path in (reports / name for name in EVALUATION):
+            if path.exists():
+                self._send("log_artifact", str(path), "evaluation")
+        for path in sorted(reports.glob("figures/*.png")):
+            self._send("log_artifact", str(path), "figures")
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run: FINISHED, FAILED or KILLED.  More may be logged to it afterwards."""
@@ -294,11 +312,11 @@ def _lock_digests(lock: Path) -> dict[str, str]:
     return {out["path"]: out["md5"] for out in outs if "md5" in out}
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        inner = isinstance(value, Mapping) and value
-        flat |= _flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+        inner, name = isinstance(value, Mapping) and value, f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}{separator}", separator) if inner else {name: value}
     return flat
 
 

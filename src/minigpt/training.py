@@ -1,24 +1,37 @@
 """Training: the loss as Keras fits it, the optimizer, and epochs that can be resumed."""
 
-import json
 import math
-import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from minigpt import loss as cross_entropy
+from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.errors import InputError
 from minigpt.model import MiniGPT
 from minigpt.vocabulary import PADDING, UNKNOWN
 
-STATE_FILE = "state.json"
+BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of /proc/cpuinfo
+
+
+def choose_dtype_policy(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The faster dtype policy for this machine, as far as it was measured (benchmarks/README.md).
+
+    Args:
+        cpuinfo: Linux's description of the processor; another system has none.
+
+    Returns:
+        "mixed_bfloat16" for the TensorFlow backend on a processor that multiplies in bfloat16,
+        else "float32".
+    """
+    if keras.backend.backend() != "tensorflow" or not cpuinfo.exists():
+        return "float32"
+    flags = set(cpuinfo.read_text().split())
+    return "mixed_bfloat16" if flags & BFLOAT16_FLAGS else "float32"
 
 
 class LossModel(keras.Model):
@@ -63,7 +76,7 @@ class LossModel(keras.Model):
         if training:
             sums = cross_entropy.weighted_losses(y_pred, kernel, bias, y, trained, observed)
         else:
-            losses = cross_entropy.token_losses(y_pred, kernel, bias, y)
+            losses, _ = cross_entropy.token_losses(y_pred, kernel, bias, y)
             sums = ops.stack([ops.sum(losses * trained), ops.sum(losses * observed)])
         loss, seed_loss = (sums[1], sums[0]) if self.padded else (sums[0], sums[1])
         unknown = ops.sum(ops.cast(ops.equal(y, UNKNOWN), "float32"))
@@ -125,104 +138,99 @@ def make_optimizer(
     return optimizer
 
 
-class Epoch(NamedTuple):
-    """What one epoch gave.
+class Stop:
+    """Asked for by a signal: a training stops at its next step, with a checkpoint.
 
-    Attributes:
-        row: losses and learning rate; the same on every run of one configuration.
-        timing: when it finished and how fast it was; never the same twice.
-        texts: what the model wrote after it.
+    To be installed by `signal.signal`.  Outside of the steps, and the second time, it interrupts
+    at once.
     """
 
-    row: dict[str, float]
-    timing: dict[str, float]
-    texts: list[dict[str, Any]]
+    def __init__(self) -> None:
+        self.asked = self.stepping = False
+
+    def __call__(self, signum: int, frame: Any) -> None:
+        """Handles the signal."""
+        if self.asked or not self.stepping:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
-class Checkpoints:
-    """The variables of the last and the best epoch, and what is known of all of them.
+class _Steps(keras.callbacks.Callback):
+    """Checkpoints within an epoch, and an end to what goes wrong."""
 
-    Args:
-        directory: made, and emptied of checkpoints that can't be used.
-        identity: what a checkpoint must agree with to be used: configuration, data, versions.
-        resume: whether to go on from a checkpoint at all.
+    def __init__(
+        self, checkpoints: Checkpoints, epoch: int, steps: int, every: int, seed: int, stop: Stop
+    ) -> None:
+        super().__init__()
+        self.checkpoints, self.epoch, self.steps = checkpoints, epoch, steps
+        self.every, self.seed, self.stop = every, seed, stop
+        self.before = checkpoints.step
 
-    Attributes:
-        train_id: names this training, also after it was resumed.
-        epochs: those that are done.
-    """
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        if self.before:  # Keras has just reset the sums
+            self.checkpoints.load(self.model)
+        self.stop.stepping = True
 
-    def __init__(self, directory: Path, identity: str, resume: bool) -> None:
-        self.directory, self.identity = directory, identity
-        self.train_id, self.epochs = uuid.uuid4().hex, list[Epoch]()
-        state_file = directory / STATE_FILE
-        state = json.loads(state_file.read_text()) if resume and state_file.exists() else {}
-        if state.get("identity") == identity:
-            self.train_id = state["train_id"]
-            self.epochs = [Epoch(**epoch) for epoch in state["epochs"]]
-        directory.mkdir(parents=True, exist_ok=True)
-        self._write_state()
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        if keras.backend.backend() == "torch":  # its dropout draws from PyTorch's own generator
+            step = self.before + batch + self.epoch * self.steps
+            keras.utils.set_random_seed((self.seed + step) % 2**32)
 
-    def save(self, model: LossModel, epoch: Epoch) -> None:
-        """Adds an epoch: its variables first, then the state that counts it in."""
-        self.epochs.append(epoch)
-        beside = self.directory / f"variables.{os.getpid()}.tmp"
-        with beside.open("wb") as file:
-            np.savez(file, *[ops.convert_to_numpy(variable) for variable in _variables(model)])
-        beside.replace(self._file(len(self.epochs)))
-        self._write_state()
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        step = self.before + batch + 1
+        loss = float((logs or {})["loss"])
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss} at step {step} of epoch {self.epoch}: training has diverged; "
+                "lower train.learning_rate, or set train.clip_norm"
+            )
+        if step % self.every == 0 or step == self.steps or self.stop.asked:
+            if keras.backend.backend() == "jax":
+                self.model.jax_state_sync()  # else the variables are as at the epoch's begin
+            self.checkpoints.save(self.model, step=step)
+        if self.stop.asked:
+            raise KeyboardInterrupt
 
-    def load(self, model: LossModel, epoch: int) -> None:
-        """Takes the variables back to the end of an epoch, the last one or the best."""
-        with np.load(self._file(epoch), allow_pickle=False) as arrays:
-            for variable, name in zip(_variables(model), arrays.files, strict=True):
-                variable.assign(arrays[name])
-
-    def _write_state(self) -> None:
-        state = {"identity": self.identity, "train_id": self.train_id}
-        beside = self.directory / f"{STATE_FILE}.{os.getpid()}.tmp"
-        beside.write_text(json.dumps({**state, "epochs": [e._asdict() for e in self.epochs]}))
-        beside.replace(self.directory / STATE_FILE)
-        needed = {self.directory / STATE_FILE}
-        if self.epochs:
-            needed |= {self._file(len(self.epochs)), self._file(best_epoch(self.epochs))}
-        for stale in set(self.directory.iterdir()) - needed:
-            stale.unlink()
-
-    def _file(self, epoch: int) -> Path:
-        return self.directory / f"epoch_{epoch:05d}.npz"
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.stop.stepping = False
 
 
 def fit(
     model: LossModel,
-    batches: Callable[[int], Any],
+    batches: Callable[[int, int], Any],
     validation: Any | None,
     checkpoints: Checkpoints,
     *,
     epochs: int,
+    steps: int,
     tokens: int,
     seed: int,
+    checkpoint_steps: int,
     early_stopping: int,
     keep_best: bool,
     write_texts: Callable[[], list[dict[str, Any]]],
     on_epoch: Callable[[Epoch], None],
+    stop: Stop,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int = 0,
 ) -> list[Epoch]:
-    """Trains epoch by epoch, with a checkpoint after each.
+    """Trains epoch by epoch, with checkpoints that it goes on from.
 
     Args:
         model: compiled; holds the kept weights afterwards.
-        batches: the training data of an epoch, counted from 0.
+        batches: the training data of an epoch, counted from 0, from a step on.
         validation: held-out data; None: nothing is held out.
         checkpoints: where it goes on from, and what it adds to.
         epochs: at most.
+        steps: of each epoch.
         tokens: real targets in the training data, for the speed.
         seed: of what the backend draws outside Keras's own generators (PyTorch's dropout).
+        checkpoint_steps: steps from one checkpoint to the next.
         early_stopping: epochs without a better val_loss before it stops; 0: never.
         keep_best: whether the weights of the best val_loss are kept, instead of the last.
         write_texts: called after each epoch.
         on_epoch: told each epoch as it ends.
+        stop: asks it to stop.
         callbacks: for Keras's `fit`.
         verbose: likewise.
 
@@ -231,24 +239,26 @@ def fit(
 
     Raises:
         InputError: the loss is no longer a number.
+        KeyboardInterrupt: it was asked to stop.
     """
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its variables
     done = checkpoints.epochs
-    if done:
-        checkpoints.load(model, len(done))
+    if done or checkpoints.step:
+        checkpoints.load(model)
     while len(done) < epochs and not _stops(done, early_stopping):
-        number = len(done) + 1
+        number, left = len(done) + 1, steps - checkpoints.step
         keras.utils.set_random_seed(seed + number)  # the same whether resumed or not
         began = time.perf_counter()
-        data = batches(number - 1)  # in an order of its own
-        fitted = model.fit(data, verbose=verbose, shuffle=False, callbacks=list(callbacks))
-        seconds = time.perf_counter() - began
-        losses = {name: values[-1] for name, values in fitted.history.items()}
-        if not math.isfinite(losses["loss"]):
-            raise InputError(
-                f"the loss of epoch {number} is {losses['loss']}: training has diverged; lower "
-                "train.learning_rate, or set train.clip_norm"
+        if left:
+            checkpointing = _Steps(checkpoints, number, steps, checkpoint_steps, seed, stop)
+            model.fit(
+                batches(number - 1, checkpoints.step),  # in an order of its own
+                verbose=verbose,
+                shuffle=False,
+                callbacks=[checkpointing, *callbacks],
             )
+        seconds = time.perf_counter() - began
+        losses = {metric.name: float(metric.result()) for metric in model.metrics}
         row = {"epoch": number, "loss": losses["loss"], "seed_loss": losses["seed_loss"]}
         row["learning_rate"] = float(ops.convert_to_numpy(model.optimizer.learning_rate))
         if validation is not None:
@@ -260,27 +270,15 @@ def fit(
             "epoch": number,
             "finished_ms": time.time_ns() // 1_000_000,
             "seconds": round(seconds, 3),
-            "tokens_per_s": round(tokens / seconds, 1),
+            "tokens_per_s": round(tokens * left / steps / seconds, 1),
         }
         texts = [{"epoch": number, **text} for text in write_texts()]
-        checkpoints.save(model, Epoch(row, timing, texts))
+        checkpoints.save(model, epoch=Epoch(row, timing, texts))
         on_epoch(done[-1])
     if keep_best and best_epoch(done) < len(done):
         checkpoints.load(model, best_epoch(done))
     return done
 
 
-def best_epoch(done: Sequence[Epoch]) -> int:
-    """The number, from 1, of the epoch with the lowest val_loss (the last without validation)."""
-    if "val_loss" not in done[-1].row:
-        return len(done)
-    return 1 + min(range(len(done)), key=lambda epoch: done[epoch].row["val_loss"])
-
-
 def _stops(done: Sequence[Epoch], early_stopping: int) -> bool:
     return bool(early_stopping and done) and len(done) - best_epoch(done) >= early_stopping
-
-
-def _variables(model: LossModel) -> list[keras.Variable]:
-    """Weights, dropout's random state (which `save_weights` leaves out), and the optimizer's."""
-    return [*model.variables, *model.optimizer.variables]

@@ -29,9 +29,14 @@ train:
   warmup_steps: 0
   preview:
     max_tokens: 8
+evaluate:
+  reviews: 8
+  max_tokens: 8
 sample:
   prompts: [this movie is]
   max_tokens: 8
+gate:
+  max_perplexity: 0
 """
 
 

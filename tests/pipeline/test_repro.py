@@ -20,7 +20,9 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "model": {"dropout": 0.2},
             "train": {"learning_rate": 0.002},
             "sample": {"temperature": 0.5},
-            "tracking": {"alias": "champion"},
+            "evaluate": {"ngram_order": 4},
+            "gate": {"min_improvement": 0.01},
+            "tracking": {"alias": "candidate"},
         },
         {
             "download": {"corpus"},
@@ -28,7 +30,8 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "sequences": {"sequences"},
             "train": {"model", "train"},
             "sample": {"sample"},
-            "register": {"tracking"},
+            "evaluate": {"evaluate"},
+            "register": {"gate", "tracking"},
         },
     ),
     (
@@ -37,6 +40,7 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "vocab": {"vocabulary", "sequences.validation_fraction"},
             "sequences": {"sequences", "vocabulary.style"},
             "train": {"vocabulary.style"},
+            "register": {"sequences.validation_fraction"},
         },
     ),
 ]

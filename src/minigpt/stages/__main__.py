@@ -33,6 +33,9 @@ def main() -> int:
     except InputError as error:
         print(f"error: {stage}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"error: {stage}: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -1,29 +1,85 @@
-"""model/ -> a version of the registered model in MLflow."""
+"""model/ and reports/evaluation.json -> a version in MLflow's registry, if it passes the gate."""
 
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import tensorflow  # noqa: F401 - here, while what it prints as it loads is kept from the log
-
-from minigpt import config, registry, tracking
+from minigpt import (
+    baselines,
+    config,
+    corpus,
+    evaluation,
+    gate,
+    model,
+    registry,
+    tracking,
+    vocabulary,
+)
 from minigpt.stages import output, paths
 
 log = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Registers the model directory, after whatever MLflow missed of its run."""
+    """Registers the model unless it breaks a limit, after whatever MLflow missed of its run."""
     everything = config.load(paths.RESOLVED)
     train_id = json.loads(paths.RUN.read_text())["train_id"]
     tracker = tracking.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
     tracking.replay(tracker, paths.REPORTS)
-    registered = registry.register(
-        tracker,
-        paths.MODEL,
-        name=everything.tracking.model_name,
-        alias=everything.tracking.alias,
-        prompts=everything.sample.prompts[:1],
-    )
+    tracker.evaluation(paths.REPORTS)
+    evaluated = json.loads(paths.EVALUATION.read_text())
+    settings, measured = asdict(everything.gate), gate.figures(evaluated)
+    name = everything.tracking.model_name
+    registered: dict[str, Any] = {"name": name, "version": None, "run_id": tracker.run_id}
+    if found := gate.broken(measured, settings):
+        outcome = {
+            "verdict": "refused",
+            "reason": gate.explain(found),
+            "settings": settings,
+            "challenger": measured | {entry["figure"]: entry["value"] for entry in found},
+            "champion": None,
+            "broken": found,
+        }
+    else:
+        words = vocabulary.load(paths.MODEL / model.VOCABULARY_FILE)
+        held_out = gate.held_out(evaluated)
+        registered |= registry.register(
+            tracker,
+            paths.MODEL,
+            name=name,
+            alias=everything.tracking.alias,
+            prompts=everything.sample.prompts[:1],
+            tags={key: str(value) for key, value in measured.items()}
+            | {"minigpt.held_out": held_out or "none", "minigpt.vocabulary": words.sha256},
+        )
+        data = {"held_out": held_out, "vocabulary": words.sha256}
+        challenger = {"version": registered["version"], **data, **measured}
+        fraction = everything.sequences.validation_fraction
+
+        def measure(directory: Path) -> dict[str, float]:
+            return _measure(directory, fraction)
+
+        outcome = registry.challenge(tracker.uri, name, challenger, settings, measure)
+        log.info("registered %s as @%s", registered["uri"], registered["alias"])
+    text = f"{outcome['verdict']}: {outcome['reason']}"
+    tracker.attempt(lambda client: client.set_tag(tracker.run_id, "minigpt.gate", text))
     output.write_json(paths.REGISTERED, registered)
-    log.info("registered %s as @%s", registered["uri"], registered["alias"])
+    output.write_json(paths.GATE, outcome)
+    log.info("the gate: %s", text)
+
+
+def _measure(directory: Path, validation_fraction: float) -> dict[str, float]:
+    """The figures of another model on the reviews that are held out here."""
+    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
+    held_out = corpus.is_validation(reviews["id"], validation_fraction)
+    other = model.load(directory)
+    return evaluation.measure(
+        other.network,
+        other.vocabulary,
+        other.config["vocabulary"]["style"],
+        reviews["text"].filter(held_out),
+        baselines.byte_unigram(evaluation.plain(reviews["text"].filter(~held_out))),
+        progress=output.progress("the champion on these reviews", "windows"),
+    )

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from typing import Any
 import keras
 
 from minigpt import config, model, sequences, training, vocabulary
+from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.decoding import Generator, Sampling
 from minigpt.stages import output, paths
 from minigpt.tracking import Tracker
@@ -56,10 +58,10 @@ def run() -> None:
             paths.SEQUENCES, "validation", settings.batch_size, seed=None
         )
 
-    identity = _identity(everything, manifest)
-    checkpoints = training.Checkpoints(paths.CHECKPOINTS, identity, settings.resume)
-    if checkpoints.epochs:
-        log.info("going on after epoch %s", len(checkpoints.epochs))
+    identity = _identity(everything, manifest, network.dtype_policy.name)
+    checkpoints = Checkpoints(paths.CHECKPOINTS, identity, settings.resume)
+    if checkpoints.epochs or checkpoints.step:
+        log.info("going on after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
     plain = config.as_dict(everything)
     tracker = Tracker(checkpoints.train_id, plain, Path.cwd())
     run_settings = _run_settings(network)
@@ -74,31 +76,41 @@ def run() -> None:
         texts = write(prompts, Sampling(**preview))
         return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
 
-    def report(epoch: training.Epoch) -> None:
+    def report(epoch: Epoch) -> None:
         log.info("epoch %s", {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]})
         for text in epoch.texts:
             log.info("  %s", text["text"])
         tracker.epoch(epoch.row, epoch.timing, epoch.texts)
 
+    def data(epoch: int, skip: int) -> Any:
+        order = {"seed": settings.seed, "epoch": epoch, "skip": skip}
+        return sequences.dataset(paths.SEQUENCES, "train", settings.batch_size, **order)
+
+    stop = training.Stop()
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, stop)
     try:
         done = training.fit(
             trainer,
-            lambda epoch: sequences.dataset(
-                paths.SEQUENCES, "train", settings.batch_size, seed=settings.seed, epoch=epoch
-            ),
+            data,
             validation,
             checkpoints,
             epochs=settings.epochs,
+            steps=len(batches),
             tokens=split["targets"],
             seed=settings.seed,
+            checkpoint_steps=settings.checkpoint_steps,
             early_stopping=settings.early_stopping,
             keep_best=settings.keep == "best",
             write_texts=write_texts,
             on_epoch=report,
+            stop=stop,
             callbacks=[] if sys.stderr.isatty() else [_Lines(len(batches))],
             verbose=1 if sys.stderr.isatty() else 0,
         )
     except BaseException as error:
+        at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
+        log.info("stopped; the last checkpoint is %s, and `dvc repro` goes on from there", at)
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     model.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
@@ -109,6 +121,9 @@ def run() -> None:
 
 
 def _network(settings: config.ModelConfig, words: int) -> model.MiniGPT:
+    policy = settings.dtype_policy
+    if policy == "auto":
+        policy = training.choose_dtype_policy()
     return model.MiniGPT(
         settings.vocabulary_size or words,
         settings.context_length,
@@ -119,15 +134,15 @@ def _network(settings: config.ModelConfig, words: int) -> model.MiniGPT:
         settings.feed_forward_dim,
         settings.dropout,
         settings.tied_embeddings,
-        dtype=settings.dtype_policy,
+        dtype=policy,
         name="minigpt",
     )
 
 
-def _identity(everything: config.Config, manifest: dict[str, Any]) -> str:
+def _identity(everything: config.Config, manifest: dict[str, Any], policy: str) -> str:
     """What a checkpoint depends on: another configuration, data or version starts afresh."""
     parts = [asdict(everything.model), asdict(everything.train), manifest, keras.__version__]
-    parts.append(keras.backend.backend())
+    parts += [keras.backend.backend(), policy]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -137,19 +152,20 @@ def _run_settings(network: model.MiniGPT) -> dict[str, Any]:
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
         "cpus": len(os.sched_getaffinity(0)),
+        "dtype_policy": network.dtype_policy.name,
         "parameters": network.count_params(),
     }
 
 
 def _write_reports(
-    done: list[training.Epoch], train_id: str, settings: dict[str, Any], keep_best: bool
+    done: list[Epoch], train_id: str, settings: dict[str, Any], keep_best: bool
 ) -> None:
     table = io.StringIO()
     writer = csv.DictWriter(table, list(done[0].row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(epoch.row for epoch in done)
     output.write_text(paths.LOSSES, table.getvalue())
-    kept = done[training.best_epoch(done) - 1] if keep_best else done[-1]
+    kept = done[best_epoch(done) - 1] if keep_best else done[-1]
     metrics = {**kept.row, "epochs": len(done)}
     output.write_json(paths.TRAIN_METRICS, metrics)
     output.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
