@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo repro ui bench test lint lock
+.PHONY: help setup demo repro retrain ui bench test lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -36,6 +36,9 @@ demo: setup  ## the whole pipeline on the embedded sample
 repro: setup  ## dvc repro: the real thing, on IMDB
 	dvc repro
 
+retrain: setup  ## pull, reproduce, report and push, as CI does (RETRAIN_EXPERIMENT=, RETRAIN_OVERRIDES=)
+	PYTHONPATH=src python -m minigpt.retrain
+
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 \
 	  --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
@@ -59,4 +62,4 @@ test: lint  ## lint, types, and the tests on every installed Keras backend
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --no-header --extra dev pyproject.toml -o requirements.lock
+	  --no-emit-find-links --no-header --extra dev --extra search pyproject.toml -o requirements.lock
