@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from keras import ops
 
 from minigpt import sampling as samplers
-from minigpt.decoding import Generator
+from minigpt.decoding import DecodingLoop, Generator
 from minigpt.errors import InputError
 from minigpt.model import MiniGPT
 from minigpt.sampling import ROUNDS, Sampling
@@ -384,7 +384,14 @@ def readings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         readings.append(tokens.shape[1])
         return advance(self, tokens, *rest)
 
+    position = DecodingLoop._position
+
+    def counted_position(self: DecodingLoop, *args: Any) -> Any:
+        readings.append(1)
+        return position(self, *args)
+
     monkeypatch.setattr(MiniGPT, "advance", counted)
+    monkeypatch.setattr(DecodingLoop, "_position", counted_position)
     return readings
 
 

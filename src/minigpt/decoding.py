@@ -33,9 +33,9 @@ class DecodingLoop:
 
     Both take `settings`, constant while the texts are written: `padding` int32 (B,), columns before
     each prompt; `uniforms` float32 (B, N, R); `banned` float32 (V,), -inf where a word may not be
-    written, else 0; `knobs` float32 (4,), temperature, top_p, min_p and the repetition penalty.
+    written, else 0; and the sampler's `temperature`, `top_p`, `min_p` and `repetition_penalty`.
     They hand on a state: `text` int32 (B, P + N), prompts aligned on the right and what follows
-    them; `cache`, keys and values of each block; `head`, the projection to words.
+    them; `cache`, keys and values of each block, (B, H, K, D); `weights`, laid out for a position.
 
     Args:
         network: the model that is read.
@@ -52,28 +52,30 @@ class DecodingLoop:
         batch, prompt = tokens.shape
         new = settings["uniforms"].shape[1]
         # The cache ends where the longest prompt's text fills the context.
-        room = min(prompt + new - 1, self._context + STEP - 1)
-        cache = self.network.empty_cache(batch, max(room, prompt))
+        room = max(min(prompt + new - 1, self._context + STEP - 1), prompt)
+        cache = self.network.empty_cache(batch, room)
         hidden, cache = self.network.advance(tokens, 0, settings["padding"], cache)
-        kernel, bias = self.network.head
-        # Once for all tokens: a cast or a transposition takes longer than the projection.
-        head = ops.cast(kernel, hidden.dtype), ops.cast(bias, "float32") + settings["banned"]
+        weights = self._weights(hidden.dtype, settings["banned"])
         text = ops.concatenate([tokens, ops.zeros((batch, new), "int32")], axis=1)
-        text = self._write(hidden, text, 0, head, settings)
-        return {"text": text, "cache": cache, "head": head}
+        text = self._write(hidden[:, -1], text, 0, weights["head"], settings)
+        cache = [tuple(ops.transpose(kept, (0, 2, 1, 3)) for kept in block) for block in cache]
+        return {"text": text, "cache": cache, "weights": weights}
 
     def _go_on(self, state: Any, settings: Any, step: Any, stop: Any) -> dict[str, Any]:
         """Writes tokens number `step` to `stop` - 1 of each text."""
-        padding, head = settings["padding"], state["head"]
+        padding, weights = settings["padding"], state["weights"]
         batch, columns = state["text"].shape
         prompt, context = columns - settings["uniforms"].shape[1], self._context
         full = context + ops.min(padding)  # columns of the texts when the longest fills the context
+        cached_columns = ops.arange(state["cache"][0][0].shape[2], dtype="int32")
+        shown = (cached_columns >= padding[:, None])[:, None, None]  # (B, 1, 1, K)
 
         def cached(step: Any, text: Any, cache: Any) -> Any:
             column = prompt + step - 1
-            token = ops.slice(text, (0, column), (batch, 1))
-            hidden, cache = self.network.advance(token, column, padding, cache)
-            return step + 1, self._write(hidden, text, step, head, settings), cache
+            token = ops.slice(text, (0, column), (batch, 1))[:, 0]
+            mask = shown & (cached_columns <= column)
+            hidden, cache = self._position(token, column, padding, mask, cache, weights)
+            return step + 1, self._write(hidden, text, step, weights["head"], settings), cache
 
         def slid(step: Any, text: Any) -> Any:
             start = prompt + step - context
@@ -81,7 +83,7 @@ class DecodingLoop:
             cache = self.network.empty_cache(batch, context)
             before = ops.maximum(padding - start, 0)
             hidden, _ = self.network.advance(window, 0, before, cache)
-            return step + 1, self._write(hidden, text, step, head, settings)
+            return step + 1, self._write(hidden[:, -1], text, step, weights["head"], settings)
 
         step, text, cache = ops.while_loop(
             lambda step, text, cache: (step < stop) & (prompt + step - 1 < full),
@@ -90,27 +92,69 @@ class DecodingLoop:
         )
         if columns > context:
             step, text = ops.while_loop(lambda step, text: step < stop, slid, (step, text))
-        return {"text": text, "cache": cache, "head": head}
+        return {"text": text, "cache": cache, "weights": weights}
+
+    def _weights(self, dtype: Any, banned: Any) -> dict[str, Any]:
+        """Once for all tokens: a cast or a transposition takes longer than using what it gives."""
+        kernel, bias = self.network.head
+        head = ops.cast(kernel, dtype), ops.cast(bias, "float32") + banned
+        blocks = []
+        for block in self.network.blocks:
+            inner = (block.query, block.key, block.value)
+            width = int(np.prod(block.query.bias.shape))
+            into = ops.concatenate([ops.reshape(one.kernel, (-1, width)) for one in inner], axis=1)
+            shift = ops.concatenate([ops.reshape(one.bias, (-1,)) for one in inner], axis=0)
+            out = ops.reshape(block.attention_output.kernel, (width, -1))
+            parts = (into, shift, out, block.attention_output.bias)
+            blocks.append(tuple(ops.cast(part, dtype) for part in parts))
+        return {"head": head, "blocks": blocks}
+
+    def _position(
+        self, token: Any, column: Any, padding: Any, mask: Any, cache: Any, weights: Any
+    ) -> Any:
+        """What `network.advance` does with one token (B,) of each text, in matrices.
+
+        On a CPU, most of one position's time goes into starting operations: here they are half as
+        many, and nothing is transposed.
+        """
+        x = self.network.token_embedding(token) + self.network.position_embedding(
+            ops.maximum(column - padding, 0)
+        )
+        updated = []
+        for block, kept, parts in zip(self.network.blocks, cache, weights["blocks"], strict=True):
+            into, shift, out, out_shift = parts
+            heads, width = block.settings["num_heads"], block.settings["key_dim"]
+            rows = ops.reshape(ops.matmul(x, into) + shift, (-1, 3, heads, 1, width))
+            query, key, value = (rows[:, i] for i in range(3))  # (B, H, 1, D)
+            keys = ops.slice_update(kept[0], (0, 0, column, 0), key)  # (B, H, K, D)
+            values = ops.slice_update(kept[1], (0, 0, column, 0), value)
+            scores = ops.einsum("bhtd,bhkd->bhtk", query * width**-0.5, keys)
+            scores = ops.where(mask, ops.cast(scores, "float32"), -1e9)
+            shares = ops.cast(ops.softmax(scores), values.dtype)
+            attended = ops.reshape(ops.matmul(shares, values), (-1, heads * width))
+            x = block.attention_norm(x + (ops.matmul(attended, out) + out_shift))
+            x = block.feed_forward_norm(x + block.contract(block.expand(x)))
+            updated.append((keys, values))
+        return x, updated
 
     def _write(self, hidden: Any, text: Any, step: Any, head: Any, settings: Any) -> Any:
-        """Chooses token number `step` of each text, and puts it there."""
+        """Chooses token number `step` of each text from hidden states (B, C), and puts it there."""
         sampling, uniforms = self.sampling, settings["uniforms"]
-        temperature, top_p, min_p, penalty = (settings["knobs"][i] for i in range(4))
         batch, new, rounds = uniforms.shape
         kernel, bias = head
-        logits = ops.cast(ops.matmul(hidden[:, -1], kernel), "float32") + bias
+        logits = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
         if sampling.repetition_penalty != 1:
-            logits = penalise(logits, text, penalty)
+            logits = penalise(logits, text, settings["repetition_penalty"])
         if sampling.greedy:
-            token = ops.cast(largest(logits, 1)[1], "int32")
+            token = largest(logits, 1)[1]
         else:
             token = choose(
                 logits,
                 ops.slice(uniforms, (0, step, 0), (batch, 1, rounds))[:, 0],
-                temperature,
+                settings["temperature"],
                 sampling.top_k,
-                top_p if sampling.top_p < 1 else None,
-                min_p if sampling.min_p > 0 else None,
+                settings["top_p"] if sampling.top_p < 1 else None,
+                settings["min_p"] if sampling.min_p > 0 else None,
             )[:, None]
         return ops.slice_update(text, (0, text.shape[1] - new + step), token)
 
@@ -215,12 +259,12 @@ class Generator:
         banned = np.zeros(int(self.network.settings["vocabulary_size"]), "float32")
         banned[[PADDING, *([] if sampling.allow_unknown else [UNKNOWN])]] = -np.inf
         banned[len(self.vocabulary.tokens) :] = -np.inf  # rows of the head that no word has
-        knobs = (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
+        knobs = ("temperature", "top_p", "min_p", "repetition_penalty")
         settings = {
             "padding": ops.convert_to_tensor(padding),
             "uniforms": ops.convert_to_tensor(np.stack([r.random(shape, "float32") for r in rngs])),
             "banned": ops.convert_to_tensor(banned),
-            "knobs": ops.convert_to_tensor(np.array(knobs, "float32")),
+            **{name: ops.convert_to_tensor(getattr(sampling, name), "float32") for name in knobs},
         }
         loop = self._loop(sampling, (*tokens.shape, shape[0]))
         state, done = loop.start(ops.convert_to_tensor(tokens), settings), 1

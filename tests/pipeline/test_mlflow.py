@@ -101,9 +101,9 @@ def outage(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 def test_an_outage_loses_nothing(outage: tuple[Project, str]) -> None:
     project, printed = outage
-    assert ran(printed) == ["compose", "train", "sample", "register"]
+    assert ran(printed) == ["compose", "train", "evaluate", "sample", "register"]
     warnings = re.findall(r"^MLflow at http://127.0.0.1:9 can't be used: .*", printed, re.MULTILINE)
-    assert len(warnings) == 2  # of train and of sample
+    assert len(warnings) == 3  # of train, evaluate and sample
     assert all("logged later" in warning for warning in warnings)
     (error,) = re.findall(r"^error: .*", printed, re.MULTILINE)
     assert "error: register: MLflow at http://127.0.0.1:9 can't be used" in error

@@ -25,11 +25,12 @@ GH = """\
 #!/usr/bin/env bash
 set -euo pipefail
 here=$(dirname "$0")
+last=${!#}
 echo "$*" >> "$here/calls"
 case "$1 $2" in
   "api --paginate") if [ -e "$here/comment" ]; then echo 7; fi ;;
-  "api -X") cp "${*##*@}" "$here/comment" ;;
-  "pr create") cp "${*##*--body-file }" "$here/pull_request" ;;
+  "api -X") cp "${last#body=@}" "$here/comment" ;;
+  "pr create") cp "$last" "$here/pull_request" ;;
 esac
 """
 

