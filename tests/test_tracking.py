@@ -188,6 +188,15 @@ def test_a_killed_training_goes_on_in_its_run(project: Path) -> None:
     assert logged["params"]["run.threads"] == "64"
 
 
+def test_a_long_text_can_be_read_in_the_ui(project: Path) -> None:
+    text = "a word and another " * 30
+    texts = [{"prompt": "a", "text": text}]
+    Tracker("t1", CONFIG, project).epoch({"epoch": 1}, {"finished_ms": 5}, texts)
+    page = contents(project)["artifacts"]["texts/epoch_001.txt"]
+    assert max(map(len, page.splitlines())) <= 100
+    assert page.split() == [">", "a", *text.split()]
+
+
 def test_an_evaluation_is_logged_once_and_by_its_own_stage(project: Path) -> None:
     reports = project / "reports"
     numbers = {"loss": 4.5, "unigram": {"loss": 6.4}, "held_out": {"targets": 9, "digest": "ab12"}}

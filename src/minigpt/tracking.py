@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, TypeVar
 
 import yaml
@@ -35,6 +36,7 @@ DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
 SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
 SAMPLES = ("samples.txt", "samples.jsonl")
 EVALUATION = ("evaluation.txt", "evaluation_samples.jsonl")
+PAGE_WIDTH = 100  # characters of a line
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
 
@@ -102,7 +104,9 @@ class Tracker:
         points = {key: values[key] for key in values if key not in ("epoch", "finished_ms")}
         self._log_metrics(points, finished_ms, number)
         if texts:
-            page = "\n\n".join(f"> {text['prompt']}\n{text['text']}" for text in texts)
+            # In lines, which the UI doesn't break.
+            lines = [f"> {text['prompt']}\n{fill(text['text'], PAGE_WIDTH)}" for text in texts]
+            page = "\n\n".join(lines)
             self._send("log_text", page + "\n", f"texts/epoch_{number:03d}.txt")
 
     def settings(self, values: Mapping[str, Any]) -> None:
