@@ -37,7 +37,7 @@ MAY_IMPORT = {  # beside those
     "__main__": {"champion", "config", "errors", "search", "tracking"},
     "report": {"champion", "decoding", "errors", "model", "registry", "stages", "stages.paths"}
     | {"tracking"},
-    "retrain": {"errors", "report"},
+    "retrain": {"errors", "report", "stages", "stages.output"},
     "search": {"champion", "errors", "tracking"},
 }
 

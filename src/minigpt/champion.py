@@ -9,7 +9,6 @@ later write stands, both have their entry, and who finds another's after its own
 """
 
 import contextlib
-import fcntl
 import getpass
 import json
 import os
@@ -25,7 +24,7 @@ from mlflow.store.db import utils
 from sqlalchemy.exc import SQLAlchemyError
 
 from minigpt.errors import InputError
-from minigpt.tracking import redact
+from minigpt.tracking import SQLITE, alone, redact
 
 ALIAS = "champion"
 ENTRY = "minigpt.champion."
@@ -39,7 +38,7 @@ def store(uri: str) -> Iterator[MlflowClient]:
     Raises:
         InputError: there is no store at this address, or it can't be used.
     """
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
         raise InputError(
             f"there is no MLflow store at {redact(uri)}; run `dvc repro`, go to the project's "
             "folder, or set MLFLOW_TRACKING_URI"
@@ -113,7 +112,7 @@ def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: 
         raise InputError(
             f"the reason has {len(reason)} characters: 1 to {LONGEST_REASON} are allowed; say why"
         )
-    with _alone(uri), store(uri) as client:
+    with alone(uri), store(uri) as client:
         before, entries = state(uri, name)
         if before != expected:
             return False
@@ -211,14 +210,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError):  # a container's user may have no name
         return str(os.getuid())
-
-
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """One process at a time, where the store is a sqlite file."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    with open(f"{uri.removeprefix('sqlite:///')}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minigpt.errors import InputError
+from minigpt.stages import output
 
 REPORT = Path("reports/retrain.md")
 OVERRIDE = re.compile(r"\+?[a-z_]+(\.[a-z0-9_]+)+=[^$]*")  # no `$`: nothing is interpolated
@@ -28,7 +29,7 @@ STAGE_LINES = {
 
 
 class Stage:
-    """What became of a stage: its outcome, and the seconds that it took (None: not known yet)."""
+    """What became of a stage: its outcome, and the seconds that it has taken."""
 
     def __init__(self, name: str, outcome: str) -> None:
         self.name, self.outcome, self.seconds = name, outcome, 0.0
@@ -53,7 +54,7 @@ def main() -> int:
     from minigpt import report  # only now: it loads TensorFlow
 
     base = os.environ.get("RETRAIN_BASE") or "HEAD"
-    REPORT.write_text(report.page(Path.cwd(), base, stages, failed=bool(code)), encoding="utf-8")
+    output.write_text(REPORT, report.page(Path.cwd(), base, stages, failed=bool(code)))
     print(f"the report: {REPORT}")
     if remote and not code and os.environ.get("RETRAIN_PUSH") != "false":
         code = _run("dvc", "push", "--run-cache")

@@ -36,6 +36,7 @@ DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
 SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
 SAMPLES = ("samples.txt", "samples.jsonl")
 EVALUATION = ("evaluation.txt", "evaluation_samples.jsonl")
+SQLITE = "sqlite:///"
 PAGE_WIDTH = 100  # characters of a line
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
@@ -51,10 +52,10 @@ def tracking_uri(root: Path) -> str:
         MLFLOW_TRACKING_URI where it is set, else mlflow.db in the project; sqlite paths absolute.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if not uri.startswith("sqlite:///"):
+    if not uri.startswith(SQLITE):
         return uri
     home = Path(os.environ.get("DVC_ROOT") or root).resolve()
-    return f"sqlite:///{home / uri.removeprefix('sqlite:///')}"
+    return f"{SQLITE}{home / uri.removeprefix(SQLITE)}"
 
 
 class Tracker:
@@ -190,12 +191,9 @@ class Tracker:
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we warn, once
         utils.MAX_RETRY_COUNT = 1  # MLflow's own 10 take 100 s to give up a database
         location = None
-        lock: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        if self.uri.startswith("sqlite:///"):
-            database = Path(self.uri.removeprefix("sqlite:///"))
-            location = (database.parent / "mlartifacts").as_uri()
-            lock = _alone(database.with_name(f"{database.name}.lock"))
-        with lock:
+        if self.uri.startswith(SQLITE):
+            location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
+        with alone(self.uri):
             client = MlflowClient(self.uri)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
             if (experiment := client.get_experiment_by_name(name)) is not None:
@@ -290,9 +288,14 @@ def redact(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
+def alone(uri: str) -> Iterator[None]:
+    """Lets one process at a time at a store that is a sqlite file; a server is left to itself."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    database = Path(uri.removeprefix(SQLITE))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_name(f"{database.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

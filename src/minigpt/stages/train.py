@@ -39,14 +39,14 @@ def run() -> None:
     keras.utils.set_random_seed(settings.seed)
     network = _network(everything.model, len(words))
     trainer = training.LossModel(network, padded=settings.loss == "padded")
-    batches = sequences.dataset(paths.SEQUENCES, "train", settings.batch_size, seed=settings.seed)
+    steps = -(-split["sequences"] // settings.batch_size)
     trainer.compile(
         optimizer=training.make_optimizer(
             settings.optimizer,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
             decay=settings.decay,
-            total_steps=settings.epochs * len(batches),
+            total_steps=settings.epochs * steps,
             weight_decay=settings.weight_decay,
             clip_norm=settings.clip_norm,
         ),
@@ -96,7 +96,7 @@ def run() -> None:
             validation,
             checkpoints,
             epochs=settings.epochs,
-            steps=len(batches),
+            steps=steps,
             tokens=split["targets"],
             seed=settings.seed,
             checkpoint_steps=settings.checkpoint_steps,
@@ -105,7 +105,7 @@ def run() -> None:
             write_texts=write_texts,
             on_epoch=report,
             stop=stop,
-            callbacks=[] if sys.stderr.isatty() else [_Lines(len(batches))],
+            callbacks=[] if sys.stderr.isatty() else [_Lines(steps)],
             verbose=1 if sys.stderr.isatty() else 0,
         )
     except BaseException as error:
