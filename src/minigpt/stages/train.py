@@ -36,6 +36,7 @@ def run() -> None:
     manifest = sequences.verify(paths.SEQUENCES, words.sha256)
     split = manifest["splits"]["train"]
 
+    training.keep_freed_memory()
     keras.utils.set_random_seed(settings.seed)
     network = _network(everything.model, len(words))
     trainer = training.LossModel(network, padded=settings.loss == "padded")
