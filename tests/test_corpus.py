@@ -1,3 +1,4 @@
+import contextlib
 import gzip
 import hashlib
 import io
@@ -241,6 +242,39 @@ def test_host_that_hangs_is_given_up(server: Server, tmp_path: Path) -> None:
     server.answers = [lambda handler: time.sleep(1)]
     with pytest.raises(InputError, match="timed out"):
         corpus.fetch(server.url, SHA256, tmp_path, attempts=2, timeout_s=0.1, backoff_s=0.01)
+
+
+def drip(handler: BaseHTTPRequestHandler) -> None:
+    """A byte now and then, from where the range begins."""
+    start = int((handler.headers["Range"] or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+    status = {"Content_Range": f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"} if start else {}
+    reply(206 if start else 200, b"", length=len(BODY) - start, **status)(handler)
+    with contextlib.suppress(OSError):  # it is hung up on
+        for byte in BODY[start:]:
+            handler.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+
+
+def test_host_that_sends_a_byte_now_and_then_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.answers = [drip]
+    slow = {"attempts": 3, "timeout_s": 0.2, "backoff_s": 0.01, "slowest_bytes_per_s": 1000}
+    with pytest.raises(InputError, match=r"in 3 attempts \(last: only [0-9]+ bytes in 0 s\)"):
+        corpus.fetch(server.url, SHA256, tmp_path, **slow)
+    (part,) = tmp_path.iterdir()
+    kept = part.read_bytes()
+    assert kept and BODY.startswith(kept)  # of all attempts: each goes on from the one before
+    server.answers = [serve_ranges]
+    assert fetch(server.url, tmp_path).read_bytes() == BODY
+    assert server.ranges[-1] == f"bytes={len(kept)}-"
+
+
+def test_host_that_announces_more_than_the_disk_has_room_for(
+    server: Server, tmp_path: Path
+) -> None:
+    server.answers = [reply(length=10**15)]
+    with pytest.raises(InputError, match=r"announces 1,000,000,000,000,000 bytes .* room for"):
+        fetch(server.url, tmp_path)
+    assert len(server.ranges) == 1
 
 
 def test_unreachable_host_names_the_ways_on(tmp_path: Path) -> None:

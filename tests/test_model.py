@@ -243,6 +243,17 @@ def test_an_old_directory_is_replaced_whole(copied: Path, make_network: Any, log
     )
 
 
+def test_the_same_weights_give_the_same_bytes(make_network: Any, tmp_path: Path) -> None:
+    network = make_network(num_blocks=1)
+    model.save(tmp_path / "now", network, WORDS, CONFIG)
+    model.save(tmp_path / "later", network, WORDS, CONFIG)
+    for path in (tmp_path / "now").iterdir():
+        assert path.read_bytes() == (tmp_path / "later" / path.name).read_bytes()
+    with zipfile.ZipFile(tmp_path / "now" / model.MODEL_FILE) as file:  # no time of its making
+        assert {entry.date_time[0] for entry in file.infolist()} == {1980}
+        assert b"1980" in file.read("metadata.json")
+
+
 def test_an_old_directory_stays_when_the_new_one_cannot_be_written(
     copied: Path, make_network: Any
 ) -> None:

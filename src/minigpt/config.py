@@ -5,7 +5,6 @@ switches something off is 0 (never null: in params.yaml null means "as composed"
 """
 
 import difflib
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -15,6 +14,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from minigpt import files
 from minigpt.errors import InputError
 
 CONF = Path("conf")
@@ -234,12 +234,9 @@ def load(path: Path = RESOLVED) -> Config:
 
 def save(config: Config, path: Path = RESOLVED) -> None:
     """Writes a resolved configuration as YAML, beside its place and then renamed."""
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(
-        "# Written by the compose stage from conf/ and params.yaml; edit those, not this file.\n"
-        + OmegaConf.to_yaml(OmegaConf.structured(config))
-    )
-    beside.replace(path)
+    head = "# Written by the compose stage from conf/ and params.yaml; edit those, not this file.\n"
+    with files.replacing(path) as beside:
+        beside.write_text(head + OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def as_dict(config: Config) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import tarfile
 import time
 import zlib
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 import requests
 import urllib3
 
+from minigpt import files
 from minigpt.errors import InputError
 
 SCHEMA = pa.schema(
@@ -51,6 +53,7 @@ def fetch(
     attempts: int = 5,
     timeout_s: float = 30.0,
     backoff_s: float = 1.0,
+    slowest_bytes_per_s: float = 10_000.0,
 ) -> Path:
     """Return a local archive whose checksum is verified, downloading it where need be.
 
@@ -61,6 +64,7 @@ def fetch(
         progress: Called as bytes arrive with the bytes so far and in all (None where unknown).
         attempts: Requests made before giving up.
         timeout_s: Longest wait for a connection, or for the next bytes.
+        slowest_bytes_per_s: An attempt fails that brings less than that over `timeout_s`.
         backoff_s: Pause before the second attempt; each later pause is twice as long.
 
     Returns:
@@ -90,7 +94,7 @@ def fetch(
         if attempt:
             time.sleep(backoff_s * 2 ** (attempt - 1))
         try:
-            reason = _download(url, part, progress, timeout_s)
+            reason = _download(url, part, progress, timeout_s, slowest_bytes_per_s)
         except _PASSING as error:
             reason = error
         except OSError as error:  # a URL that no request can mend, or a disk that is full
@@ -112,7 +116,11 @@ def fetch(
 
 
 def _download(
-    url: str, part: Path, progress: Callable[[int, int | None], None] | None, timeout_s: float
+    url: str,
+    part: Path,
+    progress: Callable[[int, int | None], None] | None,
+    timeout_s: float,
+    slowest_bytes_per_s: float,
 ) -> str | None:
     """Bring `part` up to the whole body; returns why not, where trying again may help."""
     done = part.stat().st_size if part.exists() else 0
@@ -123,7 +131,7 @@ def _download(
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         if done and (status == 416 or (status == 206 and not resumed)):
             part.unlink()
-            return _download(url, part, progress, timeout_s)
+            return _download(url, part, progress, timeout_s, slowest_bytes_per_s)
         if status == 429 or status >= 500:
             return f"{status} {response.reason}"
         if status != 200 and not (done and status == 206):
@@ -134,10 +142,22 @@ def _download(
         done = done if status == 206 else 0
         announced = response.raw.length_remaining
         total = None if announced is None else done + announced
+        free = shutil.disk_usage(part.parent).free
+        if announced is not None and announced > free:
+            raise InputError(
+                f"{url} announces {announced:,} bytes more, {part.parent} has room for {free:,}: "
+                "make room, or check corpus.url"
+            )
+        since, before = time.monotonic(), done
         with part.open("ab" if done else "wb") as file:
-            for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
+            # Not in whole chunks: a slow host would be waited for till one is full.
+            while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                 file.write(chunk)
                 done += len(chunk)
+                if (passed := time.monotonic() - since) > timeout_s:
+                    if done - before < slowest_bytes_per_s * passed:
+                        return f"only {done - before:,} bytes in {passed:.0f} s"
+                    since, before = time.monotonic(), done
                 if total is None and done > MAX_UNANNOUNCED_BYTES:
                     part.unlink()
                     raise InputError(
@@ -375,10 +395,8 @@ def _table(source: Path, reviews: list[dict[str, Any]]) -> pa.Table:
 
 def write_reviews(table: pa.Table, path: Path) -> None:
     """Write reviews as Parquet: the same table gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table.combine_chunks(), part, compression="zstd", write_page_checksum=True)
-    os.replace(part, path)
+    with files.replacing(path) as beside:
+        pq.write_table(table.combine_chunks(), beside, compression="zstd", write_page_checksum=True)
 
 
 def read_reviews(path: Path, columns: Sequence[str] | None = None) -> pa.Table:

@@ -7,16 +7,15 @@ C a token's width, V words.
 """
 
 import json
-import os
-import shutil
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import keras
 from keras import layers, ops
 
+from minigpt import files
 from minigpt.errors import InputError
 from minigpt.vocabulary import Vocabulary
 from minigpt.vocabulary import load as load_vocabulary
@@ -283,14 +282,23 @@ def save(directory: Path, network: MiniGPT, vocabulary: Vocabulary, config: dict
         vocabulary: the one that it was trained with.
         config: the resolved configuration, plain values only.
     """
-    beside = directory.with_name(f"{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    network.save(beside / MODEL_FILE)
-    vocabulary.save(beside / VOCABULARY_FILE)
-    (beside / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    beside.replace(directory)
+    with files.replacing(directory) as beside:
+        beside.mkdir()
+        network.save(beside / MODEL_FILE)
+        _leave_out_times(beside / MODEL_FILE)
+        vocabulary.save(beside / VOCABULARY_FILE)
+        (beside / CONFIG_FILE).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+
+
+def _leave_out_times(path: Path) -> None:
+    """Keras writes the time into its file; without it the same weights give the same bytes."""
+    with zipfile.ZipFile(path) as file:
+        content = {name: file.read(name) for name in file.namelist()}
+    metadata = json.loads(content["metadata.json"]) | {"date_saved": "1980-01-01@00:00:00"}
+    content["metadata.json"] = json.dumps(metadata).encode()
+    with zipfile.ZipFile(path, "w") as file:
+        for name, data in content.items():
+            file.writestr(zipfile.ZipInfo(name), data)  # of 1980, the zip format's first year
 
 
 def load(directory: Path) -> ModelDirectory:
@@ -304,7 +312,7 @@ def load(directory: Path) -> ModelDirectory:
         config = json.loads((directory / CONFIG_FILE).read_text())
         if not isinstance(network, MiniGPT) or not isinstance(config, dict):
             raise ValueError(f"{MODEL_FILE} is no MiniGPT, or {CONFIG_FILE} holds no keys")
-    except (OSError, ValueError, TypeError, KeyError, BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"{directory} is not a whole model directory: {reason}; run `dvc repro train`"

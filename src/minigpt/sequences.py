@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from minigpt import files
 from minigpt.errors import InputError
 from minigpt.vocabulary import UNKNOWN
 
@@ -113,11 +113,9 @@ def write(
         "splits": {},
     }
     done = 0
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as beside:
-        fresh = Path(beside, "new")
+    with files.replacing(directory) as fresh:
         fresh.mkdir()
-        for split, files, held_out in (("train", shards, False), ("validation", 1, True)):
+        for split, most, held_out in (("train", shards, False), ("validation", 1, True)):
             rows = np.flatnonzero(validation_mask[reviews] == held_out)
             targets = np.maximum(stops[rows] - starts[rows] - 1, 0)
             if not targets.any() and (split == "train" or validation_fraction > 0):
@@ -127,9 +125,9 @@ def write(
                     f"{validation_fraction}; take a larger corpus or another fraction"
                 )
             entries = []
-            files = min(files, len(rows))
-            for i, run in enumerate(np.array_split(rows, files) if files else []):
-                path = fresh / f"{split}-{i:05}-of-{files:05}.tfrecord"
+            count = min(most, len(rows))
+            for i, run in enumerate(np.array_split(rows, count) if count else []):
+                path = fresh / f"{split}-{i:05}-of-{count:05}.tfrecord"
                 places = (starts[run] - offsets[reviews[run]]).tolist()
                 names = (review_ids[review] for review in reviews[run].tolist())
                 spans = zip(starts[run].tolist(), stops[run].tolist(), strict=True)
@@ -152,9 +150,6 @@ def write(
                 "shards": entries,
             }
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        if directory.exists():
-            os.replace(directory, Path(beside, "old"))
-        os.replace(fresh, directory)
     return manifest
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minigpt import files
 from minigpt.errors import InputError
 from minigpt.text import tokenise
 
@@ -69,9 +70,8 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write the file that `load` reads: UTF-8, one entry a line, the first one empty."""
-        partial = path.with_name(f"{path.name}.partial")
-        partial.write_bytes(self._bytes())
-        os.replace(partial, path)
+        with files.replacing(path) as beside:
+            beside.write_bytes(self._bytes())
 
     @property
     def sha256(self) -> str:

@@ -4,10 +4,14 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+from minigpt import files
 from minigpt.errors import InputError
+from minigpt.stages import guard
 
 
 def main() -> int:
@@ -26,27 +30,55 @@ def main() -> int:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # The address of the run that MLflow would print may hold a password.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    with _silent_stderr():
-        run = importlib.import_module(f"minigpt.stages.{stage}").run
+    interrupted = f"error: {stage}: interrupted"
     try:
-        run()
+        with guard.alone(stage):
+            guard.check_inputs(stage)
+            with _silent_stderr() as stderr:
+
+                def leave(signum: int, frame: Any) -> None:
+                    os.write(stderr, f"{interrupted}\n".encode())
+                    os._exit(130)  # libraries half imported can't take an exception
+
+                _on_signals(leave)
+                run = importlib.import_module(f"minigpt.stages.{stage}").run
+            _on_signals(_interrupt)
+            run()
     except InputError as error:
         print(f"error: {stage}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"error: {stage}: interrupted", file=sys.stderr)
+        print(interrupted, file=sys.stderr)
         return 130
+    except Exception as error:
+        if not files.is_full(error):
+            raise
+        print(f"error: {stage}: no space left on the disk ({error}): make room", file=sys.stderr)
+        return 2
     return 0
 
 
+def _on_signals(handler: Callable[[int, Any], None]) -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handler)
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """TensorFlow reports on CUDA and oneDNN while it is imported, and no setting stops it."""
+def _silent_stderr() -> Iterator[int]:
+    """TensorFlow reports on CUDA and oneDNN while it is imported, and no setting stops it.
+
+    Yields:
+        The descriptor of what stderr was.
+    """
     stderr = os.dup(2)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        yield
+        yield stderr
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+from minigpt import files
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,8 @@ def progress(what: str, unit: str, scale: bool = False) -> Callable[[int, int | 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file beside its place, then renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    with files.replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
