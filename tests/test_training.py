@@ -387,7 +387,45 @@ def test_a_loss_that_is_no_number(trainer: LossModel, tmp_path: Path) -> None:
     assert len(Checkpoints(tmp_path, "a", True).epochs) == 1
 
 
+def test_a_loss_that_explodes(trainer: LossModel, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, "a", True)
+
+    def spoil(epoch: Epoch) -> None:
+        trainer.network.head_bias.assign(np.arange(WORDS) * 1e4)
+
+    with pytest.raises(InputError, match=r"the loss is [0-9.e+]+ at step 1 of epoch 2: training"):
+        fit(trainer, checkpoints, on_epoch=spoil)
+    assert len(Checkpoints(tmp_path, "a", True).epochs) == 1
+
+
 # Checkpoints.
+
+
+def test_weights_that_are_no_numbers_take_no_good_checkpoints_place(
+    trainer: LossModel, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "a", True)
+    checkpoints.save(trainer, epoch=epoch(1))
+    trainer.network.head_bias.assign(np.full(WORDS, np.nan))
+    with pytest.raises(InputError, match="no longer finite after step 5 of epoch 2"):
+        checkpoints.save(trainer, step=5)
+    assert (checkpoints.step, len(checkpoints.epochs)) == (0, 1)
+    assert names(tmp_path) == {"state.json", "after_00001_00000000.npz"}
+
+
+def test_a_finished_training_is_kept_until_it_is_recorded(
+    trainer: LossModel, tmp_path: Path
+) -> None:
+    before = Checkpoints(tmp_path, "a", True)
+    before.save(trainer, step=STEPS)
+    before.save(trainer, epoch=epoch(1))
+    before.finish("the outcome")
+    assert names(tmp_path) == {"state.json", "after_00001_00000000.npz"}
+    # DVC was killed before it recorded the outputs: they are made again, of the same training.
+    again = Checkpoints(tmp_path, "a", True, recorded="another")
+    assert (again.train_id, again.epochs) == (before.train_id, [epoch(1)])
+    again.finish("the outcome")
+    assert Checkpoints(tmp_path, "a", True, recorded="the outcome").epochs == []
 
 
 def epoch(number: int, val_loss: float | None = None) -> Epoch:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from minigpt import files
 from minigpt.errors import InputError
 
 STATE_FILE = "state.json"
@@ -47,6 +47,7 @@ class Checkpoints:
         directory: made, and emptied of what can't be used.
         identity: what a checkpoint must agree with to be used: configuration, data, versions.
         resume: whether to go on from a checkpoint at all.
+        recorded: the mark of a training that needs no going on with, as `finish` was given it.
 
     Attributes:
         train_id: names this training, also after it was resumed.
@@ -54,12 +55,13 @@ class Checkpoints:
         step: steps that are done of the epoch under way.
     """
 
-    def __init__(self, directory: Path, identity: str, resume: bool) -> None:
-        self.directory, self.identity = directory, identity
+    def __init__(self, directory: Path, identity: str, resume: bool, recorded: str = "") -> None:
+        self.directory, self.identity, self._mark = directory, identity, ""
         self.train_id, self.epochs, self.step = uuid.uuid4().hex, list[Epoch](), 0
         self._files: list[dict[str, Any]] = []  # name, sha256, epochs and step; the newest last
         state = _read(directory / STATE_FILE) if resume else {}
-        if state.get("identity") == identity:
+        over = recorded and state.get("mark") == recorded
+        if state.get("identity") == identity and not over:
             self.train_id, self._files = state["train_id"], state["files"]
             while self._files and not self._sound(self._files[-1]):
                 self._files.pop()
@@ -77,17 +79,37 @@ class Checkpoints:
             model: compiled, its optimizer built.
             epoch: the one that has just ended; None: it is under way.
             step: steps of it that are done.
+
+        Raises:
+            InputError: a weight is NaN or infinite, or the disk is full; nothing is added.
         """
+        epochs = len(self.epochs) + bool(epoch)
+        arrays = [ops.convert_to_numpy(variable) for variable in _variables(model)]
+        # The loss of a step is that of the weights before it: it can't tell of these.
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise InputError(
+                f"the weights are no longer finite after step {step} of epoch "
+                f"{epochs + (not epoch)}: training has diverged; lower "
+                "train.learning_rate, or set train.clip_norm"
+            )
+        path = self.directory / f"after_{epochs:05d}_{step:08d}.npz"
+        with files.replacing(path) as beside, beside.open("wb") as file:
+            np.savez(file, *arrays)
+        entry = {"epochs": epochs, "step": step}
+        self._files.append({"name": path.name, "sha256": _sha256(path), **entry})
         if epoch:
             self.epochs.append(epoch)
         self.step = step
-        path = self.directory / f"after_{len(self.epochs):05d}_{step:08d}.npz"
-        beside = self.directory / f"variables.{os.getpid()}.tmp"
-        with beside.open("wb") as file:
-            np.savez(file, *[ops.convert_to_numpy(variable) for variable in _variables(model)])
-        beside.replace(path)
-        entry = {"epochs": len(self.epochs), "step": step}
-        self._files.append({"name": path.name, "sha256": _sha256(path), **entry})
+        self._write_state()
+
+    def finish(self, mark: str) -> None:
+        """Keeps what the end can be reached from again, until `mark` is known to be recorded.
+
+        Args:
+            mark: names what this training has led to.
+        """
+        self._mark = mark
+        self._files = [file for file in self._files if not file["step"]]
         self._write_state()
 
     def load(self, model: keras.Model, epoch: int | None = None) -> None:
@@ -122,12 +144,12 @@ class Checkpoints:
         state = {
             "identity": self.identity,
             "train_id": self.train_id,
+            "mark": self._mark,
             "epochs": [epoch._asdict() for epoch in self.epochs],
             "files": self._files,
         }
-        beside = self.directory / f"{STATE_FILE}.{os.getpid()}.tmp"
-        beside.write_text(json.dumps(state))
-        beside.replace(self.directory / STATE_FILE)
+        with files.replacing(self.directory / STATE_FILE) as beside:
+            beside.write_text(json.dumps(state))
         needed = {self.directory / file["name"] for file in self._files}
         for stale in set(self.directory.iterdir()) - needed - {self.directory / STATE_FILE}:
             stale.unlink()

@@ -16,6 +16,7 @@ from minigpt.errors import InputError
 from minigpt.model import MiniGPT
 from minigpt.vocabulary import PADDING, UNKNOWN
 
+EXPLODED = 100.0  # nats per token; to guess among ten million words costs 16
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of /proc/cpuinfo
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
@@ -188,7 +189,6 @@ class _Steps(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         if self.before:  # Keras has just reset the sums
             self.checkpoints.load(self.model)
-        self.stop.stepping = True
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         if keras.backend.backend() == "torch":  # its dropout draws from PyTorch's own generator
@@ -197,11 +197,12 @@ class _Steps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = self.before + batch + 1
+        self.stop.stepping = True  # the first, which compiles, can be interrupted at once
         loss = float((logs or {})["loss"])
-        if not math.isfinite(loss):
+        if not loss < EXPLODED:  # nor is it where it is NaN
             raise InputError(
-                f"the loss is {loss} at step {step} of epoch {self.epoch}: training has diverged; "
-                "lower train.learning_rate, or set train.clip_norm"
+                f"the loss is {loss:g} at step {step} of epoch {self.epoch}: training has "
+                "diverged; lower train.learning_rate, or set train.clip_norm"
             )
         if step % self.every == 0 or step == self.steps or self.stop.asked:
             if keras.backend.backend() == "jax":
@@ -257,7 +258,7 @@ def fit(
         All epochs, those of before an interruption included.
 
     Raises:
-        InputError: the loss is no longer a number.
+        InputError: the loss has exploded or is no longer a number, or the disk is full.
         KeyboardInterrupt: it was asked to stop.
     """
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its variables

@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import time
@@ -15,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import tensorflow
 
 from minigpt import config, model, sequences, training, vocabulary
 from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.decoding import Generator, Sampling
-from minigpt.stages import output, paths
+from minigpt.errors import InputError
+from minigpt.stages import guard, output, paths
 from minigpt.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ def run() -> None:
     split = manifest["splits"]["train"]
 
     training.keep_freed_memory()
+    if not settings.jit_compile:  # which TensorFlow would silently switch off
+        tensorflow.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(settings.seed)
     network = _network(everything.model, len(words))
     trainer = training.LossModel(network, padded=settings.loss == "padded")
@@ -60,7 +63,8 @@ def run() -> None:
         )
 
     identity = _identity(everything, manifest, network.dtype_policy.name)
-    checkpoints = Checkpoints(paths.CHECKPOINTS, identity, settings.resume)
+    _, recorded = guard.recorded().get(paths.RUN.as_posix(), ("", ""))
+    checkpoints = Checkpoints(paths.CHECKPOINTS, identity, settings.resume, recorded)
     if checkpoints.epochs or checkpoints.step:
         log.info("going on after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
     plain = config.as_dict(everything)
@@ -113,12 +117,15 @@ def run() -> None:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
         log.info("stopped; the last checkpoint is %s, and `dvc repro` goes on from there", at)
         tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if not isinstance(error, KeyboardInterrupt | InputError):
+            sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
     model.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
     _write_reports(done, checkpoints.train_id, run_settings, settings.keep == "best")
     tracker.files(paths.REPORTS)
     tracker.finish()
-    shutil.rmtree(paths.CHECKPOINTS)
+    # Not removed: if DVC is killed before it has recorded the outputs, it runs this stage again.
+    checkpoints.finish(hashlib.md5(paths.RUN.read_bytes()).hexdigest())
 
 
 def _network(settings: config.ModelConfig, words: int) -> model.MiniGPT:
