@@ -37,6 +37,7 @@ SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: nev
 SAMPLES = ("samples.txt", "samples.jsonl")
 EVALUATION = ("evaluation.txt", "evaluation_samples.jsonl")
 SQLITE = "sqlite:///"
+PATIENCE_S = 3  # for all failures of a stage together
 PAGE_WIDTH = 100  # characters of a line
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
@@ -62,7 +63,8 @@ class Tracker:
     """One pipeline run in MLflow.
 
     A store that fails never stops its caller: the first failure is logged as one warning, and
-    from then on nothing is sent.
+    nothing is sent until the next epoch or the end, when it is tried again, as long as all the
+    failures together have not taken longer than PATIENCE_S.
     """
 
     def __init__(
@@ -79,6 +81,10 @@ class Tracker:
         self.uri, self.config, self.strict = tracking_uri(root), config, strict
         self.run_id = ""
         self.offline = False
+        self._lost_s = 0.0  # by failures
+        self._warned = False
+        self._waiting: list[tuple[Any, ...]] = []  # epochs
+        self._settings: dict[str, Any] = {}
         self._root = root
         self._client: MlflowClient | None = None
         self._logged: dict[str, set[int]] = {}
@@ -100,6 +106,15 @@ class Tracker:
             timing: the epoch's entry in run.json (finished_ms, seconds, tokens_per_s).
             texts: its lines of epoch_texts.jsonl.
         """
+        self._waiting.append((row, timing, texts))
+        self._try_again()
+
+    def _epoch(
+        self,
+        row: Mapping[str, Any],
+        timing: Mapping[str, Any],
+        texts: Sequence[Mapping[str, str]],
+    ) -> None:
         number, finished_ms = int(row["epoch"]), int(timing.get("finished_ms", 0))
         values = {**row, **timing}
         points = {key: values[key] for key in values if key not in ("epoch", "finished_ms")}
@@ -112,7 +127,8 @@ class Tracker:
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """Logs what training chose for the hardware, as parameters `run.<key>`."""
-        self._log_params({f"run.{key}": value for key, value in values.items()})
+        self._settings |= {f"run.{key}": value for key, value in values.items()}
+        self._log_params(self._settings)
 
     def files(self, reports: Path, finished_ms: int | None = None) -> None:
         """Logs the numbers of each stage up to train, as metrics `<stage>/<key>`.
@@ -151,6 +167,7 @@ class Tracker:
 
     def finish(self, status: str = "FINISHED") -> None:
         """Ends the run: FINISHED, FAILED or KILLED.  More may be logged to it afterwards."""
+        self._try_again()
         self._send("set_terminated", status)
 
     def attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
@@ -161,28 +178,42 @@ class Tracker:
         """
         if self.offline:
             return None
+        began = time.monotonic()
         try:
             if self._client is None:
-                self._client = self._open()
-            return action(self._client)
+                self._open()
+            # None again where the opening failed.
+            return action(self._client) if self._client else None
         except InputError:
             raise
         except Exception as error:  # MLflow, requests, SQLAlchemy, boto: each raises its own
-            self.offline = True
+            self._lost_s += time.monotonic() - began
+            self.offline, self._client = True, None
             where, reason = redact(self.uri), redact(str(error).strip().split("\n")[0][:500])
             if self.strict:
                 raise InputError(
                     f"MLflow at {where} can't be used: {reason}; see that it runs, or set "
                     "MLFLOW_TRACKING_URI, and run this again"
                 ) from error
-            later = "the run goes on and is logged later from its files"
-            log.warning("MLflow at %s can't be used: %s; %s", where, reason, later)
+            if not self._warned:
+                later = "the run goes on and is logged later from its files"
+                log.warning("MLflow at %s can't be used: %s; %s", where, reason, later)
+                self._warned = True
             return None
+
+    def _try_again(self) -> None:
+        """Logs the epochs that wait; a store that failed gets another chance."""
+        if self.offline and self._lost_s < PATIENCE_S:
+            self.offline, self._logged = False, {}  # what has arrived is asked for anew
+        while self._waiting and not self.offline:
+            self._epoch(*self._waiting[0])
+            if not self.offline:
+                self._waiting.pop(0)
 
     def _send(self, method: str, *args: Any, **kwargs: Any) -> Any:
         return self.attempt(lambda client: getattr(client, method)(self.run_id, *args, **kwargs))
 
-    def _open(self) -> MlflowClient:
+    def _open(self) -> None:
         """Finds or creates the experiment and the run; one process at a time on a sqlite file."""
         # A training loses seconds to a store that is down; a registration waits for an upload.
         retries, timeout_s = ("2", "60") if self.strict else ("1", "3")
@@ -202,9 +233,9 @@ class Tracker:
                 where = client.create_experiment(name, artifact_location=location)
             self.run_id = self._find_or_create(client, where).info.run_id
             self._client = client
-            self._log_params(_flatten(self.config))  # two at once would both insert them
+            # Two at once would both insert them.
+            self._log_params(_flatten(self.config) | self._settings)
             self._log_lineage()
-        return client
 
     def _find_or_create(self, client: MlflowClient, experiment_id: str) -> Run:
         both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
