@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo repro retrain ui bench test lint lock
+.PHONY: help setup demo repro retrain ui bench test soak lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -59,6 +59,10 @@ test: lint  ## lint, types, and the tests on every installed Keras backend
 	KERAS_BACKEND=jax pytest -q -n 2 --dist loadfile -m backend
 	@if python -c 'import torch' 2>/dev/null; then \
 	  KERAS_BACKEND=torch pytest -q -n 2 --dist loadfile -m backend; fi
+
+MINUTES ?= 10
+soak: setup  ## kill each stage at random moments and compare what comes of it (MINUTES=10)
+	python tests/pipeline/soak.py --minutes $(MINUTES)
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

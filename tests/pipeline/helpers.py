@@ -1,5 +1,6 @@
 """What the tests of the pipeline share."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,12 +8,43 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHIVE = "data/sample/tiny.tar.gz"
+REVIEWS_A_FOLDER = 30
+
+# All that makes the pipeline fast; what the tests edit is left to the project's own files.
+TINY = """\
+# @package _global_
+defaults:
+  - override /corpus: sample
+
+sequences:
+  length: 16
+model:
+  embed_dim: 16
+  key_dim: 8
+  feed_forward_dim: 16
+train:
+  batch_size: 32
+  warmup_steps: 0
+  checkpoint_steps: 4
+  preview:
+    max_tokens: 8
+evaluate:
+  reviews: 8
+  max_tokens: 8
+sample:
+  prompts: [this movie is]
+  max_tokens: 8
+gate:
+  max_perplexity: 0
+"""
 
 
 class Project:
@@ -112,8 +144,31 @@ class Project:
     def copy(self, root: Path) -> "Project":
         """The same project elsewhere, with its cache and its MLflow store."""
         shutil.copytree(self.root, root, symlinks=True)
-        _replace_in_database(root / "mlflow.db", str(self.root), str(root))
+        if (root / "mlflow.db").exists():
+            _replace_in_database(root / "mlflow.db", str(self.root), str(root))
         return Project(root)
+
+
+def new_project(root: Path) -> Project:
+    """A clone in which the pipeline, of 120 reviews, has yet to run."""
+    project = Project(root)
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    for name in names.stdout.splitlines():
+        if (REPOSITORY / name).is_file():
+            (project / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(REPOSITORY / name, project / name)
+    _small_archive(project / "data/sample/reviews.tar.gz", project / ARCHIVE)
+    sha256 = hashlib.sha256((project / ARCHIVE).read_bytes()).hexdigest()
+    (project / "conf/experiment/tiny.yaml").write_text(TINY)
+    project.edit("params.yaml", r"^  experiment:(?: null)?", "  experiment: tiny")
+    project.edit("params.yaml", r"^  url:.*", f"  url: {ARCHIVE}")
+    project.edit("params.yaml", r"^  sha256:.*", f"  sha256: {sha256}")
+    project.edit("conf/train/default.yaml", r"^epochs:.*", "epochs: 2")
+    for command in ("init --quiet", "config user.name user", "config user.email user@localhost"):
+        project.run("git", *command.split())
+    project.commit()
+    return project
 
 
 def ran(printed: str) -> list[str]:
@@ -137,3 +192,14 @@ def _replace_in_database(path: Path, old: str, new: str) -> None:
                     change = f'UPDATE {table} SET "{column}" = replace("{column}", ?, ?)'
                     database.execute(change, (old, new))
     database.close()
+
+
+def _small_archive(source: Path, target: Path) -> None:
+    """The first reviews of each folder, and the members that a reader has to step over."""
+    taken: dict[str, int] = {}
+    with tarfile.open(source) as whole, tarfile.open(target, "w:gz") as small:
+        for member in whole:
+            folder = str(Path(member.name).parent)
+            taken[folder] = taken.get(folder, 0) + 1
+            if taken[folder] <= REVIEWS_A_FOLDER:
+                small.addfile(member, whole.extractfile(member) if member.isreg() else None)

@@ -1,61 +1,118 @@
-"""A training that was killed goes on, and ends as if nothing had been."""
+"""A stage that was stopped or killed goes on, and ends as if nothing had been."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import time
-import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-import h5py
-import numpy as np
 import pytest
 from helpers import Project
 
 pytestmark = pytest.mark.pipeline
 
-
-def weights(project: Project) -> dict[str, np.ndarray]:
-    found = {}
-    with zipfile.ZipFile(project / "model/minigpt.keras") as archive:
-        stored = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(stored) as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[()]} if hasattr(item, "shape") else {})
-        )
-    return found
+# Forced, because DVC's cache has what the same training gave before.
+TRAIN = ["repro", "--single-item", "--force", "train"]
 
 
-def kill_after_an_epoch(project: Project) -> None:
-    """Trains anew, and kills DVC and the training after the first checkpoint."""
-    command = ["dvc", "repro", "--single-item", "--force", "train"]
-    running = subprocess.Popen(command, cwd=project.root, env=project.env, start_new_session=True)
-    state = project / "checkpoints/state.json"
+def content(path: Path) -> dict[str, bytes]:
+    inside = path.iterdir() if path.is_dir() else [path]
+    return {file.name: file.read_bytes() for file in inside}
+
+
+def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=project.env | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None:
     deadline = time.monotonic() + 120
-    while not (state.exists() and json.loads(state.read_text())["epochs"]):
+    while not happened():
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(running.pid, signal.SIGKILL)
-    running.wait()
+
+
+def end(running: "subprocess.Popen[str]", signum: int) -> str:
+    """Sends a signal to all that was started; returns what it printed."""
+    os.killpg(running.pid, signum)
+    os.killpg(running.pid, signal.SIGCONT)
+    printed, _ = running.communicate()
+    return printed
 
 
 def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> None:
     known = len(project.runs())
-    kill_after_an_epoch(project)
+    state = project / "checkpoints/state.json"
+
+    def now() -> Any:
+        found = json.loads(state.read_text())
+        # Those of the finished training stay till the next begins.
+        return {"files": [], "epochs": []} if found["mark"] else found
+
+    # SIGTERM in the first epoch.
+    stage = start(project, "python", "-m", "minigpt.stages", "train", PYTHONPATH="src")
+    wait(stage, lambda: now()["files"])
+    printed = end(stage, signal.SIGTERM)
+    assert stage.returncode == 130
+    assert "stopped; the last checkpoint is after epoch 0, step " in printed
+    assert printed.endswith("error: train: interrupted\n")
+    assert project.runs()[known].info.status == "KILLED"
+    reached = now()["files"][-1]["step"]
+
+    # DVC and the training killed after the first epoch, and a second `dvc repro` meanwhile.
+    killed = start(project, "dvc", *TRAIN)
+    wait(killed, lambda: now()["epochs"])
+    os.killpg(killed.pid, signal.SIGSTOP)
+    assert "is busy, it is being blocked by" in project.dvc(*TRAIN, code=255)
+    assert f"going on after epoch 0, step {reached}" in end(killed, signal.SIGKILL)
     assert not (project / "model").exists()
-    # Forced, because DVC's cache has what the same training gave before.
-    printed = project.dvc("repro", "--single-item", "--force", "train")
-    assert "going on after epoch 1" in printed
-    for report in ("losses.csv", "epoch_texts.jsonl", "train.json"):
-        assert (project / f"reports/{report}").read_bytes() == (
-            finished / f"reports/{report}"
-        ).read_bytes()
-    ours, theirs = weights(project), weights(finished)
-    assert ours.keys() == theirs.keys()
-    assert ours
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+    assert "going on after epoch 1, step " in project.dvc(*TRAIN)
+    for out in ("model", "reports/losses.csv", "reports/epoch_texts.jsonl", "reports/train.json"):
+        assert content(project / out) == content(finished / out), out
     (run,) = project.runs()[known:]
     assert run.info.status == "FINISHED"
-    assert project.history(run, "loss")[-1][0] == 2
+    assert [step for step, _ in project.history(run, "loss")] == [1, 2]
+
+
+def test_a_stage_can_be_interrupted_while_it_loads(project: Project) -> None:
+    stage = start(project, "python", "-m", "minigpt.stages", "sequences", PYTHONPATH="src")
+    lock = project / ".dvc/tmp/minigpt-sequences.lock"
+    wait(stage, lambda: lock.exists() and lock.read_text() == str(stage.pid))
+    time.sleep(0.3)
+    assert end(stage, signal.SIGTERM) == "error: sequences: interrupted\n"
+    assert stage.returncode == 130
+
+
+def test_a_training_that_diverges_is_a_failed_run(project: Project) -> None:
+    project.edit("resolved.yaml", r"^  learning_rate:.*", "  learning_rate: 1000.0")
+    project.edit("resolved.yaml", r"^  clip_norm:.*", "  clip_norm: 0.0")
+    printed = project.stage("train", code=2)
+    assert "training has diverged; lower train.learning_rate" in printed
+    assert "Traceback" not in printed
+    assert project.runs()[-1].info.status == "FAILED"
+
+
+def test_a_byte_that_flipped_without_a_trace(project: Project, finished: Project) -> None:
+    path = project / "data/reviews.parquet"
+    times = path.stat()
+    changed = bytearray(path.read_bytes())
+    changed[len(changed) // 2] ^= 1
+    path.write_bytes(changed)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    printed = project.dvc("repro", "--single-item", "--force", "vocab", code=255)
+    assert "error: vocab: data/reviews.parquet is not what the stage download wrote" in printed
+    path.unlink()
+    project.dvc("repro", "vocab")
+    assert path.read_bytes() == (finished / "data/reviews.parquet").read_bytes()
+    assert content(project / "data/vocabulary.txt") == content(finished / "data/vocabulary.txt")
