@@ -1,15 +1,20 @@
-"""What is looked at before a stage runs."""
+"""What is looked at before a stage runs, and how it ends."""
 
+import errno
 import hashlib
 import json
 import os
+import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from minigpt.errors import InputError
+from minigpt.stages import __main__ as stages
 from minigpt.stages import guard
 
 
@@ -92,3 +97,39 @@ def test_a_stage_runs_alone(tmp_path: Path, monkeypatch: Any) -> None:
             pass
     with guard.alone("train", wait_s=0):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (InputError("that is wrong"), 2, "error: fake: that is wrong\n"),
+        (KeyboardInterrupt(), 130, "error: fake: interrupted\n"),
+        (signal.SIGTERM, 130, "error: fake: interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "reports/x"),
+            2,
+            "error: fake: no space left on the disk "
+            "([Errno 28] No space left on device: 'reports/x'): make room\n",
+        ),
+    ],
+)
+def test_how_a_stage_ends(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, error: Any, code: int, line: str
+) -> None:
+    def run() -> None:
+        if isinstance(error, signal.Signals):
+            os.kill(os.getpid(), error)
+        elif error:
+            raise error
+
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["minigpt.stages", "fake"])
+    monkeypatch.setitem(sys.modules, "minigpt.stages.fake", SimpleNamespace(run=run))
+    try:
+        assert stages.main() == code
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    assert capsys.readouterr().err == line

@@ -216,7 +216,7 @@ class Tracker:
     def _open(self) -> None:
         """Finds or creates the experiment and the run; one process at a time on a sqlite file."""
         # A training loses seconds to a store that is down; a registration waits for an upload.
-        retries, timeout_s = ("2", "60") if self.strict else ("1", "3")
+        retries, timeout_s = ("2", "60") if self.strict else ("0", "3")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout_s)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we warn, once

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from minigpt import baselines, config, copying, corpus, evaluation, model, pages
+from minigpt import baselines, config, copying, corpus, evaluation, files, model, pages
 from minigpt.decoding import Generator, Sampling
 from minigpt.stages import output, paths
 from minigpt.text import detokenise, tokenise
@@ -171,7 +171,6 @@ def _draw(by_position: list[dict[str, Any]], by_band: list[dict[str, Any]]) -> N
     def line(rows: list[dict[str, Any]], x: str, y: str) -> tuple[list[Any], list[Any]]:
         return [row[x] for row in rows], [row.get(y) for row in rows]
 
-    paths.FIGURES.mkdir(parents=True, exist_ok=True)
     epochs = [
         {"epoch": int(row.pop("epoch")), **row}
         for file in (paths.LOSSES, PUBLISHED)
@@ -181,10 +180,7 @@ def _draw(by_position: list[dict[str, Any]], by_band: list[dict[str, Any]]) -> N
         name: line([row for row in epochs if name in row], "epoch", name)
         for name in ("loss", "val_loss", "seed_loss", "published_loss")
     }
-    pages.draw(paths.FIGURES / "loss_by_epoch.png", "epoch", "nats per token", losses)
     position = {"model": line(by_position, "position", "loss")}
-    label = "tokens of context"
-    pages.draw(paths.FIGURES / "loss_by_position.png", label, "nats per token", position)
     bands = {
         name: line(by_band, "band", column)
         for name, column in (
@@ -193,5 +189,9 @@ def _draw(by_position: list[dict[str, Any]], by_band: list[dict[str, Any]]) -> N
             ("unigram", "unigram_loss"),
         )
     }
-    label = "frequency rank of the target"
-    pages.draw(paths.FIGURES / "loss_by_band.png", label, "nats per token", bands)
+    nats, rank = "nats per token", "frequency rank of the target"
+    with files.replacing(paths.FIGURES) as beside:
+        beside.mkdir()
+        pages.draw(beside / "loss_by_epoch.png", "epoch", nats, losses)
+        pages.draw(beside / "loss_by_position.png", "tokens of context", nats, position)
+        pages.draw(beside / "loss_by_band.png", rank, nats, bands)
