@@ -27,10 +27,10 @@ def test_the_figures_of_an_evaluation() -> None:
         "known_loss": 3.9,
         "unigram": {"loss": 6.0, "bits_per_byte": 2.2},
         "samples": {"reviews": 200, "copied_run_p95": 9, "copied_run_max": 31},
-        "held_out": {"reviews": 10, "digest": "d" * 64},
+        "held_out": {"reviews": 10, "digest": "d" * 64, "byte_unigram": "e" * 64},
     }
     assert gate.figures(evaluation) == {**GOOD, "copied_run_p95": 9}
-    assert gate.held_out(evaluation) == "d" * 64
+    assert gate.measured_on(evaluation) == {"held_out": "d" * 64, "byte_unigram": "e" * 64}
 
 
 def test_the_figures_where_nothing_is_held_out() -> None:
@@ -39,7 +39,7 @@ def test_the_figures_where_nothing_is_held_out() -> None:
         "held_out": {"reviews": 0, "targets": 0, "bytes": 0, "digest": "e" * 64},
     }
     assert gate.figures(evaluation) == {"copied_run_p95": 9}
-    assert gate.held_out(evaluation) is None
+    assert gate.measured_on(evaluation) == {"held_out": None, "byte_unigram": None}
 
 
 def test_a_good_model_breaks_no_limit() -> None:

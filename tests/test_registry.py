@@ -179,7 +179,7 @@ def challenger(uri: str, bits_per_byte: float | None, **other: Any) -> dict[str,
     """A new version without a model; what it says of itself."""
     version = MlflowClient(uri).create_model_version("mini", "file:///nowhere")
     figures = {} if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
-    data = {"held_out": "reviews", "vocabulary": "words", **other}
+    data = {"held_out": "reviews", "byte_unigram": "others", "vocabulary": "words", **other}
     return {"version": str(version.version), **data, **figures}
 
 
@@ -252,14 +252,17 @@ def test_nothing_held_out_is_never_the_champion(store: str) -> None:
     assert outcome["champion"] == {"version": "2"}
 
 
-@pytest.mark.parametrize("changed", ["held_out", "vocabulary"])
-@pytest.mark.parametrize(("theirs", "verdict"), [(1.3, "promoted"), (1.1, "kept")])
+@pytest.mark.parametrize(
+    ("changed", "theirs", "verdict"),
+    [("held_out", 1.3, "promoted"), ("byte_unigram", 1.3, "promoted"), ("vocabulary", 1.1, "kept")],
+)
 def test_a_champion_measured_elsewhere_is_measured_again(
     project: Path, model_dir: Path, changed: str, theirs: float, verdict: str
 ) -> None:
     tracker = Tracker("t1", CONFIG, project, strict=True)
     register(tracker, model_dir, name="mini", alias="newest", prompts=["a"], tags={})
-    old = {"version": "1", "held_out": "reviews", "vocabulary": "words", "bits_per_byte": 0.5}
+    data = {"held_out": "reviews", "byte_unigram": "others", "vocabulary": "words"}
+    old = {"version": "1", **data, "bits_per_byte": 0.5}
     assert challenge(tracker.uri, "mini", old, SETTINGS, never)["verdict"] == "promoted"
     words = (model_dir / "vocabulary.txt").read_text()
 
@@ -276,6 +279,7 @@ def test_a_champion_measured_elsewhere_is_measured_again(
         "bits_per_byte": theirs,
         "perplexity": 90.0,
         "held_out": mine["held_out"],
+        "byte_unigram": mine["byte_unigram"],
         "measured": "again",
     }
 

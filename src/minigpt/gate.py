@@ -27,10 +27,20 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(flat[name]) for name in wanted if flat.get(name) is not None}
 
 
-def held_out(evaluation: Mapping[str, Any]) -> str | None:
-    """The digest of the reviews that the figures are of; None where nothing is held out."""
+def measured_on(evaluation: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the figures hang on beside the model: the same for two whose figures can be compared.
+
+    Args:
+        evaluation: as reports/evaluation.json has it.
+
+    Returns:
+        The digests of the reviews: `held_out`, which were measured, and `byte_unigram`, whose bytes
+        were counted for the spelling of [UNK]; None where nothing is held out.
+    """
     reviews = evaluation["held_out"]
-    return str(reviews["digest"]) if reviews["reviews"] else None
+    if not reviews["reviews"]:
+        return {"held_out": None, "byte_unigram": None}
+    return {"held_out": str(reviews["digest"]), "byte_unigram": str(reviews["byte_unigram"])}
 
 
 def broken(measured: Mapping[str, float], limits: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -84,15 +84,16 @@ def challenge(
 ) -> dict[str, Any]:
     """Decides whether a registered version becomes the champion, does it and records the outcome.
 
-    The champion's own figures count where it was measured on the same reviews with the same
-    vocabulary; else it is measured again.  What was decided for a version stays decided: with the
-    same figures and settings, the recorded outcome is returned and no alias is touched.
+    The champion's own figures count where it was measured on the same reviews, with the same byte
+    unigram and the same vocabulary; else it is measured again.  What was decided for a version
+    stays decided: with the same figures and settings, the recorded outcome is returned and no alias
+    is touched.
 
     Args:
         uri: of the store.
         name: the registered model's.
-        challenger: version, held_out (the reviews' digest; None: none), vocabulary (its digest)
-            and the figures.
+        challenger: version, held_out and byte_unigram (as `gate.measured_on` has them), vocabulary
+            (its digest) and the figures.
         settings: the section `gate` of the configuration.
         measure: gives the figures of a model directory on the challenger's reviews.
 
@@ -167,7 +168,8 @@ def _champion(
     measure: Callable[[Path], Mapping[str, float]],
 ) -> dict[str, Any]:
     """The champion's figures on the challenger's reviews."""
-    same = {key: challenger[key] for key in ("held_out", "vocabulary")}
+    data = {key: challenger[key] for key in ("held_out", "byte_unigram")}
+    same = {**data, "vocabulary": challenger["vocabulary"]}
     with champion.store(uri) as client:
         tags = client.get_model_version(name, number).tags
     recorded = json.loads(tags.get(OUTCOME, "{}")).get("challenger", {})
@@ -181,8 +183,7 @@ def _champion(
             measured = measure(directory)
         except InputError as error:
             return {"version": number, "measured": "not", "problem": str(error)}
-    held_out = challenger["held_out"]
-    return {"version": number, **measured, "held_out": held_out, "measured": "again"}
+    return {"version": number, **measured, **data, "measured": "again"}
 
 
 def _lineage(run: Run) -> dict[str, str]:

@@ -58,6 +58,8 @@ def run() -> None:
         "targets": len(read.targets) if read else 0,
         "bytes": read.text_bytes if read else 0,
         "digest": evaluation.digest(held_out) if read else "",
+        # Bits per byte hang on the training reviews too: theirs is the byte unigram.
+        "byte_unigram": evaluation.digest(learned) if read else "",
     }
 
     output.write_json(paths.EVALUATION, numbers)

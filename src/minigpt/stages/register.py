@@ -44,7 +44,7 @@ def run() -> None:
         }
     else:
         words = vocabulary.load(paths.MODEL / model.VOCABULARY_FILE)
-        held_out = gate.held_out(evaluated)
+        data = gate.measured_on(evaluated)
         registered |= registry.register(
             tracker,
             paths.MODEL,
@@ -52,10 +52,10 @@ def run() -> None:
             alias=everything.tracking.alias,
             prompts=everything.sample.prompts[:1],
             tags={key: str(value) for key, value in measured.items()}
-            | {"minigpt.held_out": held_out or "none", "minigpt.vocabulary": words.sha256},
+            | {"minigpt.held_out": data["held_out"] or "none", "minigpt.vocabulary": words.sha256},
         )
-        data = {"held_out": held_out, "vocabulary": words.sha256}
-        challenger = {"version": registered["version"], **data, **measured}
+        own = {"version": registered["version"], "vocabulary": words.sha256}
+        challenger = {**own, **data, **measured}
         fraction = everything.sequences.validation_fraction
 
         def measure(directory: Path) -> dict[str, float]:
