@@ -2,13 +2,11 @@
 
     python docs/screenshots.py [--store sqlite:///mlflow.db] [--browser chromium]
 
-The store, with a few runs and a registered model, is only read: the server runs over a copy, whose
-experiment gets a view "Losses", as a person saves one under Views.  Table and curves are shown so.
+The store, with a few runs and a registered model, is only read: the server runs over a copy.
 """
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -26,30 +24,14 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXE
 
 from mlflow import MlflowClient
 
+from minigpt import tracking
+
 HOST = "mlflow.localhost"  # at 127.0.0.1 the UI opens an assistant over the page
 NAME = "minigpt"  # of the experiment and the model
 FLAGS = """--headless --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync --hide-scrollbars --virtual-time-budget=60000
     --blink-settings=primaryHoverType=2,availableHoverTypes=2"""  # a mouse: hovered tools hide
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd")
-METRICS = ("loss", "val_loss", "val_perplexity", "evaluate/bits_per_byte")
-COLUMNS = [f"metrics.`{name}`" for name in METRICS]
-COLUMNS += [f"params.`{name}`" for name in ("train.learning_rate", "model.dropout")]
-LINE = {"type": "LINE", "metricSectionId": "curves", "xAxisKey": "step"}
-TABLE = {"type": "DIFFERENCE", "metricSectionId": "table", "compareGroups": ["Parameters"]}
-VIEW = {
-    **{"selectedColumns": COLUMNS, "columnOrder": COLUMNS},
-    "columnWidths": dict.fromkeys(COLUMNS, 160),
-    **{"orderByKey": "metrics.`val_loss`", "orderByAsc": True, "isAccordionReordered": True},
-    "compareRunSections": [
-        {"uuid": "curves", "name": "Losses by epoch", "columns": 2, "display": True},
-        {"uuid": "table", "name": "Parameters that differ", "columns": 1, "display": True},
-    ],
-    "compareRunCharts": [
-        *({**LINE, "uuid": name, "metricKey": name, "lineSmoothness": 0} for name in METRICS[:2]),
-        {**TABLE, "uuid": "table", "showDifferencesOnly": True},
-    ],
-}
 
 
 @contextlib.contextmanager
@@ -91,14 +73,13 @@ def main() -> None:
         sqlite3.connect(source).backup(sqlite3.connect(store))
         client = MlflowClient(f"sqlite:///{store}")
         (where,) = (e.experiment_id for e in client.search_experiments() if e.name == NAME)
-        view = {"name": "Losses", "createdAt": 0, "updatedAt": 0, "state": json.dumps(VIEW)}
-        client.set_experiment_tag(where, "mlflow.sharedViewState.losses", json.dumps(view))
+        tracking.furnish(client, where)  # a store of before it was furnished has no view
         found = client.search_runs([where], order_by=["metrics.val_loss"])
         for run, colour in zip(found, COLOURS, strict=False):
             client.set_tag(run.info.run_id, "mlflow.runColor", colour)
         text = client.list_artifacts(best := found[0].info.run_id, "texts")[-1].path
         runs, machine = f"experiments/{where}/runs", "?workflowType=machine_learning"
-        losses = f"{runs}{machine}&viewStateShareKey=losses&compareRunsMode"
+        losses = f"{runs}{machine}&viewStateShareKey={tracking.VIEW}&compareRunsMode"
         pages = {
             "runs": ("1800,520", f"{losses}=TABLE"),
             "compare": ("1500,1040", f"{losses}=CHART"),

@@ -222,6 +222,33 @@ def test_an_evaluation_is_logged_once_and_by_its_own_stage(project: Path) -> Non
     assert logged["artifacts"]["figures/loss_by_epoch.png"] == "a picture"
 
 
+def test_a_new_experiment_has_a_view_with_losses_and_links_to_it(project: Path) -> None:
+    Tracker("t1", CONFIG, project)
+    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
+    experiment = client.get_experiment_by_name("minigpt")
+    key = "mlflow.sharedViewState.losses"
+    view = json.loads(experiment.tags[key])
+    assert (view["name"], view["createdAt"]) == ("Losses", 0)  # without them the UI reads no view
+    shown = json.loads(view["state"])
+    assert {"metrics.`loss`", "metrics.`val_loss`"} <= set(shown["selectedColumns"])
+    assert [chart.get("metricKey") for chart in shown["compareRunCharts"]][:2] == [
+        "loss",
+        "val_loss",
+    ]
+    page = f"#/experiments/{experiment.experiment_id}/runs?workflowType=machine_learning"
+    note = experiment.tags["mlflow.note.content"]
+    assert f"]({page}&viewStateShareKey=losses&compareRunsMode=TABLE)" in note
+    # No documentation says that views are tags: the UI itself has to.
+    scripts = Path(mlflow.__file__).parent.glob("server/js/build/static/js/main.*.js")
+    assert any("mlflow.sharedViewState." in script.read_text() for script in scripts)
+
+    client.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "our own")
+    client.delete_experiment_tag(experiment.experiment_id, key)
+    Tracker("t2", CONFIG, project)
+    tags = client.get_experiment_by_name("minigpt").tags
+    assert key not in tags and tags["mlflow.note.content"] == "our own"
+
+
 def test_another_configuration_or_training_is_another_run(project: Path) -> None:
     first = Tracker("t1", CONFIG, project).run_id
     sampled = {**CONFIG, "sample": {**CONFIG["sample"], "seed": 8}}

@@ -41,6 +41,29 @@ PATIENCE_S = 3  # for all failures of a stage together
 PAGE_WIDTH = 100  # characters of a line
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 
+# The view that `furnish` saves, as MLflow's UI keeps it.
+VIEW = "losses"
+_CURVES = ("loss", "val_loss")
+_METRICS = (*_CURVES, "val_perplexity", "evaluate/bits_per_byte")
+_PARAMETERS = ("train.epochs", "train.learning_rate", "train.batch_size", "model.dropout")
+_COLUMNS = [f"metrics.`{name}`" for name in _METRICS]
+_COLUMNS += [*(f"params.`{name}`" for name in _PARAMETERS), "tags.`minigpt.gate`"]
+_LINE = {"type": "LINE", "metricSectionId": "curves", "xAxisKey": "step", "lineSmoothness": 0}
+_TABLE = {"type": "DIFFERENCE", "metricSectionId": "table", "compareGroups": ["Parameters"]}
+_STATE = {
+    **{"selectedColumns": _COLUMNS, "columnOrder": _COLUMNS},
+    "columnWidths": dict.fromkeys(_COLUMNS, 150),
+    **{"orderByKey": "metrics.`val_loss`", "orderByAsc": True, "isAccordionReordered": True},
+    "compareRunSections": [
+        {"uuid": "curves", "name": "Losses by epoch", "columns": 2, "display": True},
+        {"uuid": "table", "name": "Parameters that differ", "columns": 1, "display": True},
+    ],
+    "compareRunCharts": [
+        *({**_LINE, "uuid": name, "metricKey": name} for name in _CURVES),
+        {**_TABLE, "uuid": "table", "showDifferencesOnly": True},
+    ],
+}
+
 
 def tracking_uri(root: Path) -> str:
     """Says where the runs are kept.
@@ -231,6 +254,7 @@ class Tracker:
                 where = experiment.experiment_id
             else:
                 where = client.create_experiment(name, artifact_location=location)
+                furnish(client, where)
             self.run_id = self._find_or_create(client, where).info.run_id
             self._client = client
             # Two at once would both insert them.
@@ -310,6 +334,22 @@ def replay(tracker: Tracker, reports: Path) -> None:
     tracker.samples(reports)
     if (reports / "train.json").exists():
         tracker.finish()
+
+
+def furnish(client: MlflowClient, experiment_id: str) -> None:
+    """Gives an experiment's page in MLflow's UI links to its runs, with their losses.
+
+    By itself the UI opens an experiment on pages for agents, and its table of runs has no metric.
+    What it shows of the runs can be saved as a view (MLflow 3.15 and later, under Views).  That
+    this is a tag of the experiment, in this form, is seen in the UI's code only: a version that
+    keeps views elsewhere leaves ours out, and the links still lead to the runs.
+    """
+    view = {"name": "Losses", "createdAt": 0, "updatedAt": 0, "state": json.dumps(_STATE)}
+    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
+    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
+    page += f"&viewStateShareKey={VIEW}&compareRunsMode="
+    links = f"[Table of the runs]({page}TABLE), [curves and differing parameters]({page}CHART)"
+    client.set_experiment_tag(experiment_id, "mlflow.note.content", links)
 
 
 def redact(text: str) -> str:

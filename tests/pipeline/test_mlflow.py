@@ -68,6 +68,13 @@ def test_a_run_is_complete(finished: Project) -> None:
     assert run.data.params["sample.prompts"] == json.dumps(resolved["sample"]["prompts"])
     sections = {key.partition(".")[0] for key in run.data.params}
     assert sections == {*resolved, "run"}
+    # The view of the runs in MLflow's UI has a column for nothing that runs don't have.
+    tags = finished.mlflow().get_experiment(run.info.experiment_id).tags
+    view = json.loads(json.loads(tags["mlflow.sharedViewState.losses"])["state"])
+    logged = {"metrics": run.data.metrics, "params": run.data.params, "tags": run.data.tags}
+    for column in view["selectedColumns"]:
+        kind, name = column.split(".", 1)
+        assert name.strip("`") in logged[kind], column
 
 
 def test_the_registered_model_writes_texts_anywhere(finished: Project, tmp_path: Path) -> None:
