@@ -228,6 +228,13 @@ def write(make_network: Any) -> Generator:
 
 
 @pytest.fixture(scope="module")
+def compiling(write: Generator) -> Generator:
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("only TensorFlow has the choice")
+    return Generator(write.network, WORDS, "spaced", jit_compile=True)
+
+
+@pytest.fixture(scope="module")
 def slow() -> Any:
     """Writes with the whole network over the last tokens for each token, and no cache."""
     compiled = set()
@@ -287,6 +294,20 @@ def test_texts_are_those_of_the_slow_way(write: Generator, slow: Any, knobs: Any
     assert found.tolist() == slow(write.network, prompts(), sampling)
     if knobs:
         assert len(np.unique(found)) > 3
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        {"temperature": 0, "repetition_penalty": 1.5},
+        {"temperature": 0.6, "min_p": 0.1},
+        {"top_k": 20, "top_p": 0.8},
+    ],
+)
+def test_xla_writes_the_same_texts(write: Generator, compiling: Generator, knobs: Any) -> None:
+    sampling = Sampling(26, seed=4, **knobs)
+    expected = write.tokens(prompts(), sampling)
+    assert compiling.tokens(prompts(), sampling).tolist() == expected.tolist()
 
 
 def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> None:

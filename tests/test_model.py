@@ -169,6 +169,15 @@ def test_texts_that_begin_later_read_the_same(make_network: Any, compiled: Any) 
         np.testing.assert_allclose(row[-len(text) :], alone, atol=1e-5)
 
 
+def test_half_precision_begins_after_the_embeddings(make_network: Any) -> None:
+    network, tokens = make_network(dtype="mixed_bfloat16"), ids(3, 7)
+    tables = network.token_embedding.embeddings, network.position_embedding.embeddings
+    rows, positions = (ops.convert_to_numpy(table) for table in tables)
+    expected = ops.cast(rows[tokens] + positions[:7], "bfloat16")  # rounded once, not each
+    found = network.embed(tokens, np.arange(7))
+    assert ops.convert_to_numpy(ops.all(found == expected))
+
+
 def test_logits_are_float32_under_mixed_precision(make_network: Any, logits: Any) -> None:
     network = make_network(dtype="mixed_bfloat16")
     tokens = ids(2, 20)

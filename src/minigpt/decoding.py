@@ -40,12 +40,13 @@ class DecodingLoop:
     Args:
         network: the model that is read.
         sampling: which of the samplers are on; the values come with each call.
+        jit_compile: whether TensorFlow compiles them by XLA; JAX always does.
     """
 
-    def __init__(self, network: MiniGPT, sampling: Sampling) -> None:
+    def __init__(self, network: MiniGPT, sampling: Sampling, jit_compile: bool = False) -> None:
         self.network, self.sampling = network, sampling
-        self.start = _compiled(self._start, network)
-        self.go_on = _compiled(self._go_on, network)
+        self.start = _compiled(self._start, network, jit_compile)
+        self.go_on = _compiled(self._go_on, network, jit_compile)
 
     def _start(self, tokens: Any, settings: dict[str, Any]) -> dict[str, Any]:
         """Reads the prompts, int32 (B, P), and writes the first token after each."""
@@ -117,9 +118,7 @@ class DecodingLoop:
         On a CPU, most of one position's time goes into starting operations: here they are half as
         many, and nothing is transposed.
         """
-        x = self.network.token_embedding(token) + self.network.position_embedding(
-            ops.maximum(column - padding, 0)
-        )
+        x = self.network.embed(token, ops.maximum(column - padding, 0))
         updated = []
         for block, kept, parts in zip(self.network.blocks, cache, weights["blocks"], strict=True):
             into, shift, out, out_shift = parts
@@ -170,10 +169,16 @@ class Generator:
         network: the model.
         vocabulary: the one that it was trained with.
         style: the standardisation of the vocabulary's tokens.
+        jit_compile: whether TensorFlow compiles each new shape by XLA.  Warm, a token then takes
+            some two thirds of the time; the first call of a shape takes 2 to 4 s more, for which
+            thousands of tokens must be written.  The texts differ only where rounding decides.
     """
 
-    def __init__(self, network: MiniGPT, vocabulary: Vocabulary, style: str) -> None:
+    def __init__(
+        self, network: MiniGPT, vocabulary: Vocabulary, style: str, jit_compile: bool = False
+    ) -> None:
         self.network, self.vocabulary, self.style = network, vocabulary, style
+        self.jit_compile = jit_compile
         self._loops: dict[tuple[Any, ...], DecodingLoop] = {}
 
     def __call__(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
@@ -285,7 +290,7 @@ class Generator:
         if (*kind, *shape) not in self._loops:
             if len(self._loops) >= LOOPS_KEPT:
                 del self._loops[next(iter(self._loops))]
-            self._loops[*kind, *shape] = DecodingLoop(self.network, sampling)
+            self._loops[*kind, *shape] = DecodingLoop(self.network, sampling, self.jit_compile)
         return self._loops[*kind, *shape]
 
 
@@ -293,13 +298,14 @@ def _padded(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def _compiled(function: Callable[..., Any], network: MiniGPT) -> Callable[..., Any]:
+def _compiled(
+    function: Callable[..., Any], network: MiniGPT, jit_compile: bool
+) -> Callable[..., Any]:
     """Compiles a function of tensors; each call reads the network's weights as they then are."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # XLA is slower than TensorFlow's own kernels here on a CPU.
-        return tf.function(function, jit_compile=False, autograph=False)
+        return tf.function(function, jit_compile=jit_compile, autograph=False)
     if keras.backend.backend() == "jax":
         import jax
 

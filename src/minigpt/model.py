@@ -168,11 +168,13 @@ class MiniGPT(keras.Model):
             "tied_embeddings": tied_embeddings,
         }
         policy = self.dtype_policy
+        # Not in the policy's dtype: mixed precision would cast a whole table whenever a few of its
+        # rows are taken, and sum the gradients of a frequent word in bfloat16.
         self.token_embedding = layers.Embedding(
-            vocabulary_size, embed_dim, dtype=policy, name="token_embedding"
+            vocabulary_size, embed_dim, dtype="float32", name="token_embedding"
         )
         self.position_embedding = layers.Embedding(
-            context_length, embed_dim, dtype=policy, name="position_embedding"
+            context_length, embed_dim, dtype="float32", name="position_embedding"
         )
         self.blocks = [
             TransformerBlock(
@@ -206,12 +208,17 @@ class MiniGPT(keras.Model):
             kernel = ops.convert_to_tensor(self.head_kernel)
         return kernel, ops.convert_to_tensor(self.head_bias)
 
+    def embed(self, tokens: Any, positions: Any) -> Any:
+        """What the first block reads: the embeddings of tokens and of their positions, added."""
+        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        return ops.cast(x, self.compute_dtype)
+
     def hidden(self, tokens: Any, training: bool | None = None) -> Any:
         """The last block's output, (B, T, C), for whole sequences of token ids, (B, T)."""
         length = tokens.shape[1]
         positions = ops.arange(length)
         mask = positions[:, None] >= positions  # (T, T): a position sees itself and those before
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.embed(tokens, positions)
         for block in self.blocks:
             x, _ = block(x, mask, training=training)
         return x
@@ -252,7 +259,7 @@ class MiniGPT(keras.Model):
         cached = ops.arange(cache[0][0].shape[1])  # (K,)
         seen = cached <= columns[:, None]  # (T, K)
         mask = seen & (cached >= padding[:, None, None])  # (B, T, K)
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        x = self.embed(tokens, positions)
         updated = []
         for block, kept in zip(self.blocks, cache, strict=True):
             x, kept = block(x, mask[:, None], cache=kept, column=column)
