@@ -44,7 +44,7 @@ ui: setup  ## the MLflow UI on http://127.0.0.1:5000
 	  --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
 
 bench: setup  ## measure against the published script (ARGS=--help)
-	python benchmarks/published.py $(ARGS)
+	python -m benchmarks $(ARGS)
 
 lint: setup  ## ruff, mypy, and the workflows' schema and security
 	ruff check .

@@ -1,17 +1,22 @@
 """The published script's algorithm, restated from layers that Keras ships, to measure against.
 
-https://keras.io/examples/generative/text_generation_with_miniature_gpt/: the same model, loss and
-standardisation; `use_causal_mask=True` does what its mask function does.
+https://keras.io/examples/generative/text_generation_with_miniature_gpt/: the same model, loss,
+standardisation and generator; `use_causal_mask=True` does what its mask function does.  The row
+`seed` of the benchmarks checks it against the script itself.
 """
 
+import os
 import string
 from typing import Any
 
 import keras
-import tensorflow as tf
+import numpy as np
 from keras import layers, ops
 
-VOCABULARY_SIZE, LENGTH, WIDTH, HEADS = 20_000, 80, 256, 2
+TINY = bool(os.environ.get("BENCHMARKS_TINY"))  # only to see that everything runs
+VOCABULARY_SIZE, LENGTH, WIDTH, HEADS = (300, 24, 8, 2) if TINY else (20_000, 80, 256, 2)
+BATCH = 4 if TINY else 128
+TOP_K = 10
 
 
 class _Embedding(layers.Layer):
@@ -25,12 +30,12 @@ class _Embedding(layers.Layer):
 
 
 class _Block(layers.Layer):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.attention = layers.MultiHeadAttention(HEADS, WIDTH)
         self.feed_forward = keras.Sequential([layers.Dense(WIDTH, "relu"), layers.Dense(WIDTH)])
         self.norms = [layers.LayerNormalization(epsilon=1e-6) for _ in range(2)]
-        self.dropouts = [layers.Dropout(0.1) for _ in range(2)]
+        self.dropouts = [layers.Dropout(dropout) for _ in range(2)]
 
     def call(self, x: Any) -> Any:
         attended = self.attention(x, x, use_causal_mask=True)
@@ -38,17 +43,28 @@ class _Block(layers.Layer):
         return self.norms[1](x + self.dropouts[1](self.feed_forward(x)))
 
 
-def compiled_model() -> keras.Model:
+def compiled_model(optimizer: Any = "adam", dropout: float = 0.1) -> keras.Model:
     """The model, compiled as the script compiles it: Adam, and the loss over every position."""
     tokens = layers.Input((LENGTH,), dtype="int32")
-    hidden = _Block()(_Embedding()(tokens))
+    hidden = _Block(dropout)(_Embedding()(tokens))
     model = keras.Model(tokens, layers.Dense(VOCABULARY_SIZE)(hidden))
-    model.compile("adam", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     return model
+
+
+def generate(model: keras.Model, tokens: list[int], number: int, rng: np.random.Generator) -> None:
+    """Adds tokens to a text, as the script does: each from a pass over the whole, padded text."""
+    for _ in range(number):
+        padded = np.array([tokens + [0] * (LENGTH - len(tokens))])
+        logits = model.predict(padded, verbose=0)[0, len(tokens) - 1]
+        best, ids = ops.top_k(logits, TOP_K)
+        shares = np.asarray(ops.softmax(best), "float64")
+        tokens.append(int(rng.choice(np.asarray(ids), p=shares / shares.sum())))
 
 
 def vectorizer() -> layers.TextVectorization:
     """The script's TextVectorization layer, not adapted yet."""
+    import tensorflow as tf
 
     def standardise(text: Any) -> Any:
         text = tf.strings.regex_replace(tf.strings.lower(text), "<br />", " ")

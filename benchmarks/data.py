@@ -1,0 +1,181 @@
+"""Rows about what comes before training: the vocabulary, the sequences, DVC, and a large corpus."""
+
+import hashlib
+import io
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import yaml
+
+from benchmarks import script
+from benchmarks.measure import (
+    PROJECT,
+    SAMPLE,
+    NotMeasuredError,
+    Options,
+    Result,
+    compare,
+    run,
+    timed,
+)
+from minigpt import corpus, sequences, vocabulary
+
+FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
+FACTORS = (1, 4, 16)
+BATCH = 128
+
+
+def existing(archive: Path) -> Path:
+    """The archive, or in a tiny run the embedded sample."""
+    archive = SAMPLE if script.TINY else archive
+    if not archive.exists():
+        raise NotMeasuredError(f"{archive} is missing: give aclImdb_v1.tar.gz with --archive")
+    return archive
+
+
+def texts(archive: Path) -> pa.Array:
+    """The reviews: a few of the sample in a tiny run."""
+    archive = existing(archive)
+    found = corpus.read_archive(archive, FOLDERS)["text"].combine_chunks()
+    return found.slice(0, 600) if script.TINY else found
+
+
+def vocabularies(options: Options) -> Result:
+    """Seconds to the vocabulary of all reviews, from memory; is it the same one?"""
+    import tensorflow as tf
+
+    reviews = texts(options.archive)
+    data = tf.data.Dataset.from_tensor_slices(reviews.to_pylist()).batch(BATCH)
+    layers: list[Any] = []
+    words: list[vocabulary.Vocabulary] = []
+
+    def there() -> None:
+        layers[:] = [script.vectorizer()]
+        layers[0].adapt(data)
+
+    def here() -> None:
+        words[:] = [build(reviews)]
+
+    seconds = compare(here, there, options.rounds)
+    facts = {"reviews": len(reviews), "entries": len(words[0])}
+    same = list(words[0].tokens) == layers[0].get_vocabulary()
+    return Result(*seconds, {**facts, "identical": same})
+
+
+def preparation(options: Options) -> Result:
+    """Seconds to vocabulary and sequences on disk, against adapt and a pass of tokenising."""
+    import tensorflow as tf
+
+    reviews = texts(options.archive)
+    data = tf.data.Dataset.from_tensor_slices(reviews.to_pylist()).batch(BATCH)
+
+    def there() -> None:
+        layer = script.vectorizer()
+        layer.adapt(data)
+        for _ in data.map(layer):  # the script pays this pass again in every epoch
+            pass
+
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder, "sequences")
+        seconds = compare(lambda: prepare(reviews, where), there, options.rounds)
+        every = timed(lambda: prepare(reviews, where, "spaced", "windows"))
+    return Result(*seconds, {"every_token_of_every_review_s": every})
+
+
+def build(reviews: pa.Array, style: str = "published") -> vocabulary.Vocabulary:
+    """The vocabulary of reviews, of the published size."""
+    return vocabulary.build(vocabulary.count(reviews, style), script.VOCABULARY_SIZE - 1)
+
+
+def prepare(
+    reviews: pa.Array, directory: Path, style: str = "published", policy: str = "head"
+) -> None:
+    """Vocabulary and sequences, as the stages `vocab` and `sequences` make them."""
+    words = build(reviews, style)
+    ids, offsets = words.encode(reviews, style)
+    sequences.write(
+        directory,
+        ids,
+        offsets,
+        [str(number) for number in range(len(reviews))],
+        np.zeros(len(reviews), bool),
+        length=script.LENGTH,
+        policy=policy,
+        shards=8,
+        validation_fraction=0.0,
+        vocabulary_sha256=words.sha256,
+        vocabulary_size=len(words),
+    )
+
+
+def nothing(options: Options) -> Result:
+    """Seconds of a `dvc repro` that finds nothing to do, in a clone with outputs of a few bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder, "project")
+        run("git", "clone", "--quiet", PROJECT, clone)
+        for stage in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"].values():
+            for kind in ("outs", "metrics", "plots"):
+                for entry in stage.get(kind, []):
+                    path = clone / (entry if isinstance(entry, str) else next(iter(entry)))
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if not path.exists():
+                        path.write_text("{}\n")
+        run("dvc", "commit", "--force", "--quiet", cwd=clone)
+        said, *_ = run("dvc", "repro", cwd=clone)
+        if "up to date" not in said:
+            raise NotMeasuredError(f"dvc repro had something to do: {said[-300:]}")
+        return Result([run("dvc", "repro", cwd=clone)[1] for _ in range(options.rounds)])
+
+
+def scale(options: Options) -> Result:
+    """Seconds of download, vocab and sequences at 1x, 4x and 16x the corpus, and peak memory in MB.
+
+    The result is the time of 16x for each review, as a multiple of that of 1x.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for factor in FACTORS:
+        with tempfile.TemporaryDirectory() as folder:
+            project = Path(folder)
+            archive = project / "reviews.tar.gz"
+            _repeat(existing(options.archive), archive, factor, options.every)
+            settings = yaml.safe_load((PROJECT / "resolved.yaml").read_text())
+            with archive.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            settings["corpus"] |= {"url": str(archive), "sha256": digest, "folders": FOLDERS}
+            (project / "resolved.yaml").write_text(yaml.safe_dump(settings))
+            for name in ("data", "reports"):
+                (project / name).mkdir()
+            for stage in ("download", "vocab", "sequences"):
+                command = (sys.executable, "-m", "minigpt.stages", stage)
+                _, seconds, peak = run(*command, cwd=project, PYTHONPATH=str(PROJECT / "src"))
+                rows = found.setdefault(stage, {"seconds": [], "peak_MB": []})
+                rows["seconds"].append(round(seconds, 2))
+                rows["peak_MB"].append(round(peak, 1))
+    whole = np.sum([rows["seconds"] for rows in found.values()], axis=0)
+    return Result([float(whole[-1] / whole[0] / FACTORS[-1])], facts={"factors": FACTORS, **found})
+
+
+def _repeat(source: Path, target: Path, times: int, every: int) -> None:
+    """An archive of every n-th review of another, as often as asked for, under new numbers."""
+    seen = 0
+    with tarfile.open(source) as old, tarfile.open(target, "w:gz", compresslevel=1) as new:
+        for member in old:
+            folder, _, name = member.name.rpartition("/")
+            if not member.isreg() or folder not in FOLDERS:
+                continue
+            seen += 1
+            if seen % every:
+                continue
+            file = old.extractfile(member)
+            assert file is not None  # a regular member has one
+            text = file.read()
+            number, _, rest = name.partition("_")
+            for copy in range(times):
+                info = tarfile.TarInfo(f"{folder}/{int(number) + copy * 10**6}_{rest}")
+                info.size = len(text)
+                new.addfile(info, io.BytesIO(text))

@@ -1,0 +1,125 @@
+"""What the rows share: both sides in turn, their result, and processes of their own."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+SHARED = PROJECT.parent / "shared"
+SAMPLE = PROJECT / "data/sample/reviews.tar.gz"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line chose.
+
+    Attributes:
+        archive: the 50,000 reviews.
+        seed: where the published script's document lies.
+        rounds: of each side.
+        epochs: of the row `losses`.
+        every: which n-th review is taken in the row `scale`; 1: all.
+    """
+
+    archive: Path
+    seed: Path
+    rounds: int = 5
+    epochs: int = 2
+    every: int = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row's measurements, each in the row's unit; `there` is empty where nothing compares."""
+
+    here: list[float]
+    there: list[float] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class NotMeasuredError(Exception):
+    """Why a row can't be measured here."""
+
+
+def compare(
+    here: Callable[[], Any],
+    there: Callable[[], Any],
+    rounds: int,
+    *,
+    units: tuple[int, int] = (1, 1),
+) -> tuple[list[float], list[float]]:
+    """Times both sides in turn, after one warm-up each.
+
+    Args:
+        here: our side.
+        there: the other one.
+        rounds: how often each is timed.
+        units: what a call of either makes, tokens say.
+
+    Returns:
+        Seconds for each unit of either side.
+    """
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for number in range(rounds + 1):
+        for side, function, made in zip(seconds, (here, there), units, strict=True):
+            took = timed(function)
+            if number:
+                side.append(took / made)
+    return seconds
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def median(values: Sequence[float]) -> float:
+    """The median, NaN of nothing."""
+    return statistics.median(values) if values else float("nan")
+
+
+def run(*command: str | Path, cwd: Path = PROJECT, **env: str) -> tuple[str, float, float]:
+    """Runs a command in a process of its own.
+
+    Returns:
+        What it printed, its seconds, and its peak memory in MB.
+
+    Raises:
+        NotMeasuredError: it failed; with the end of what it printed.
+    """
+    began = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(
+            command, cwd=cwd, env=os.environ | env, stdout=printed, stderr=subprocess.STDOUT
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - began
+        printed.seek(0)
+        said = printed.read()
+    if process.returncode:
+        raise NotMeasuredError(f"{' '.join(map(str, command))[:80]} failed: {said[-500:]}")
+    return said, seconds, usage.ru_maxrss * 1024 / 1e6  # Linux counts kibibytes
+
+
+def call(function: str, *arguments: str) -> tuple[Any, float, float]:
+    """Calls `module.function(*arguments)` of this package in a new process.
+
+    Returns:
+        The value, which JSON can hold; the seconds and the peak memory in MB of the process.
+    """
+    module, name = function.split(".")
+    code = f"import json, sys\nfrom benchmarks import {module}\n"
+    code += f"print(json.dumps({module}.{name}(*sys.argv[1:])))"
+    said, seconds, peak = run(sys.executable, "-c", code, *arguments)
+    return json.loads(said.splitlines()[-1]), seconds, peak
