@@ -97,13 +97,19 @@ def prepare(
 ) -> None:
     """Vocabulary and sequences, as the stages `vocab` and `sequences` make them."""
     words = build(reviews, style)
-    ids, offsets = words.encode(reviews, style)
+    every = range(0, len(reviews), corpus.REVIEWS_AT_ONCE)
+    batches = (reviews.slice(start, corpus.REVIEWS_AT_ONCE) for start in every)
+    encoded = (
+        sequences.Encoded(
+            pa.array(range(len(batch))).cast(pa.string()),
+            *words.encode(batch, style),
+            np.zeros(len(batch), bool),
+        )
+        for batch in batches
+    )
     sequences.write(
         directory,
-        ids,
-        offsets,
-        [str(number) for number in range(len(reviews))],
-        np.zeros(len(reviews), bool),
+        encoded,
         length=script.LENGTH,
         policy=policy,
         shards=8,

@@ -621,6 +621,15 @@ def test_same_reviews_give_the_same_bytes(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_reviews_come_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = corpus.read_archive(pack(tmp_path / "a.tar.gz", REVIEWS), FOLDERS)
+    corpus.write_reviews(table, tmp_path / "a.parquet")
+    monkeypatch.setattr(corpus, "REVIEWS_AT_ONCE", 2)
+    batches = list(corpus.read_batches(tmp_path / "a.parquet", ["text", "id"]))
+    assert len(batches) == -(-len(table) // 2)
+    assert pa.Table.from_batches(batches).equals(table.select(["text", "id"]))
+
+
 def test_damaged_reviews_say_what_makes_them_anew(tmp_path: Path) -> None:
     path = tmp_path / "reviews.parquet"
     message = rf"{path} is missing or damaged .*`dvc repro download`"
@@ -634,10 +643,14 @@ def test_damaged_reviews_say_what_makes_them_anew(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(InputError, match=message):
             corpus.read_reviews(path)
+        with pytest.raises(InputError, match=message):
+            list(corpus.read_batches(path, ["id", "text"]))
     corpus.write_reviews(table.drop_columns("text"), path)
     for columns in (None, ["text"]):
         with pytest.raises(InputError, match=message):
             corpus.read_reviews(path, columns)
+    with pytest.raises(InputError, match=message):
+        list(corpus.read_batches(path, ["text"]))
 
 
 # --- is_validation ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import itertools
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,13 +24,19 @@ def reviews(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
     return ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def write(directory, **changes):
-    ids, offsets = reviews(LENGTHS)
+def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
+    """The reviews in batches that end at the cuts."""
+    names = pa.array([f"train/pos/{i}_é" for i in range(len(offsets) - 1)], pa.string())
+    mask = np.isin(np.arange(len(names)), list(held_out))
+    for start, stop in itertools.pairwise([0, *cuts, len(names)]):
+        first, last = offsets[start], offsets[stop]
+        yield sequences.Encoded(
+            names[start:stop], ids[first:last], offsets[start : stop + 1] - first, mask[start:stop]
+        )
+
+
+def write(directory, batches=None, **changes):
     arguments = {
-        "ids": ids,
-        "offsets": offsets,
-        "review_ids": [f"train/pos/{i}_é" for i in range(len(LENGTHS))],
-        "validation_mask": np.isin(np.arange(len(LENGTHS)), list(HELD_OUT)),
         "length": LENGTH,
         "policy": "windows",
         "shards": 3,
@@ -37,7 +44,8 @@ def write(directory, **changes):
         "vocabulary_sha256": "ab" * 32,
         "vocabulary_size": 200,
     }
-    return sequences.write(directory, **{**arguments, **changes})
+    batches = encoded(*reviews(LENGTHS)) if batches is None else batches
+    return sequences.write(directory, batches, **{**arguments, **changes})
 
 
 def batches(*arguments, **options) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -143,9 +151,19 @@ def test_same_input_gives_the_same_bytes_and_replaces_the_directory(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
 
 
+@pytest.mark.parametrize("policy", sequences.POLICIES)
+def test_the_batches_that_reviews_come_in_change_nothing(tmp_path, policy):
+    whole = write(tmp_path / "whole", policy=policy)
+    cuts = [1, 1, 4, 7, 11]  # one of them is empty
+    parts = write(tmp_path / "parts", encoded(*reviews(LENGTHS), cuts=cuts), policy=policy)
+    assert parts == whole  # with the checksum of every shard
+    sizes = [shard["records"] for shard in whole["splits"]["train"]["shards"]]
+    assert max(sizes) - min(sizes) <= 1
+
+
 def test_every_target_comes_once_through_the_dataset(tmp_path):
-    write(tmp_path / "s", validation_mask=np.zeros(len(LENGTHS), bool), validation_fraction=0)
     ids, offsets = reviews(LENGTHS)
+    write(tmp_path / "s", encoded(ids, offsets, []), validation_fraction=0)
     expected = [ids[a + 1 : b].tolist() for a, b in itertools.pairwise(offsets)]
     for seed in (None, 7):
         targets: list[int] = []
@@ -219,26 +237,24 @@ def test_another_vocabulary_or_no_manifest_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "split"),
+    ("held_out", "split"),
     [
-        ({"validation_mask": np.zeros(len(LENGTHS), bool)}, "validation"),
-        ({"validation_mask": np.arange(len(LENGTHS)) == 0}, "validation"),  # of one token
-        ({"validation_mask": np.ones(len(LENGTHS), bool)}, "train"),
+        ([], "validation"),
+        ([0], "validation"),  # of one token
+        (range(len(LENGTHS)), "train"),
     ],
 )
-def test_too_small_a_corpus_leaves_what_was_there(tmp_path, changes, split):
+def test_too_small_a_corpus_leaves_what_was_there(tmp_path, held_out, split):
     write(tmp_path / "s")
     before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
     with pytest.raises(InputError, match=f"corpus too small.*{split} split"):
-        write(tmp_path / "s", **changes)
+        write(tmp_path / "s", encoded(*reviews(LENGTHS), held_out))
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
 
 
 def test_no_validation_asked_for_gives_none(tmp_path):
-    manifest = write(
-        tmp_path / "s", validation_mask=np.zeros(len(LENGTHS), bool), validation_fraction=0
-    )
+    manifest = write(tmp_path / "s", encoded(*reviews(LENGTHS), []), validation_fraction=0)
     assert manifest["splits"]["validation"]["shards"] == []
     assert not list((tmp_path / "s").glob("validation*"))
     with pytest.raises(InputError, match="validation_fraction"):

@@ -1,14 +1,16 @@
 """Token windows: cut from reviews, kept in TFRecord shards, fed to training."""
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from minigpt import files
 from minigpt.errors import InputError
@@ -55,12 +57,25 @@ def windows(
     return starts, np.minimum(starts + length + 1, ends[reviews]), reviews
 
 
+class Encoded(NamedTuple):
+    """Some reviews in a row, in token ids.
+
+    Attributes:
+        review_ids: (N,) strings.
+        ids: The token ids of all of them.
+        offsets: (N + 1,) where each begins in `ids`, and where the last one ends.
+        held_out: (N,) true where a review is of the validation split.
+    """
+
+    review_ids: pa.Array
+    ids: npt.NDArray[np.int32]
+    offsets: Ints
+    held_out: npt.NDArray[np.bool_]
+
+
 def write(
     directory: Path,
-    ids: npt.NDArray[np.int32],
-    offsets: Ints,
-    review_ids: Sequence[str],
-    validation_mask: npt.NDArray[np.bool_],
+    batches: Iterable[Encoded],
     *,
     length: int,
     policy: str,
@@ -73,14 +88,13 @@ def write(
     """Write the windows of all reviews as shards of `tf.train.Example`, with a manifest.
 
     Each shard holds a contiguous run of windows: read one after the other they give the reviews in
-    their order, and one file at a time is open.  The same input gives the same bytes.
+    their order, and one file at a time is open.  The same reviews give the same bytes, in whatever
+    batches they come; a batch at a time is in memory, and the token ids wait on disk until the
+    number of windows, and so the size of a shard, is known.
 
     Args:
         directory: Where to write; what is there is replaced as a whole, at the end.
-        ids: The token ids of all reviews in a row.
-        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
-        review_ids: (N,) the reviews' ids.
-        validation_mask: (N,) true where a review is held out.
+        batches: The reviews.
         length: The context length, in tokens.
         policy: One of `POLICIES`.
         shards: The files of the training split; the validation split, being small, has one.
@@ -95,10 +109,6 @@ def write(
     Raises:
         InputError: A split that was asked for has nothing to learn from.
     """
-    import tensorflow as tf
-
-    starts, stops, reviews = windows(ids, offsets, length, policy)
-    unknown = np.flatnonzero(ids == UNKNOWN)
     manifest: dict[str, Any] = {
         "format": "TFRecord files of tf.train.Example",
         "features": {
@@ -112,45 +122,89 @@ def write(
         "vocabulary": {"sha256": vocabulary_sha256, "size": vocabulary_size},
         "splits": {},
     }
-    done = 0
+    counted = ("reviews", "sequences", "targets", "unknown_targets")
+    splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
     with files.replacing(directory) as fresh:
         fresh.mkdir()
-        for split, most, held_out in (("train", shards, False), ("validation", 1, True)):
-            rows = np.flatnonzero(validation_mask[reviews] == held_out)
-            targets = np.maximum(stops[rows] - starts[rows] - 1, 0)
-            if not targets.any() and (split == "train" or validation_fraction > 0):
+        spool, waiting = fresh / "ids", []
+        with spool.open("wb") as file:
+            for batch in batches:
+                batch.ids.astype(np.int32, copy=False).tofile(file)
+                nothing = np.zeros(0, np.int32)  # a view of what is there would keep it
+                waiting.append(batch._replace(ids=nothing))
+                for split, counts in splits.items():
+                    for name, number in _count(batch, split, length, policy).items():
+                        counts[name] += number
+        done, every = 0, sum(counts["sequences"] for counts in splits.values())
+        for split, counts in splits.items():
+            if not counts["targets"] and (split == "train" or validation_fraction > 0):
+                reviews = sum(counts["reviews"] for counts in splits.values())
                 raise InputError(
                     f"corpus too small: nothing to predict in the {split} split of "
-                    f"{len(review_ids)} reviews with sequences.validation_fraction="
+                    f"{reviews} reviews with sequences.validation_fraction="
                     f"{validation_fraction}; take a larger corpus or another fraction"
                 )
+            total = counts["sequences"]
+            number = min(shards if split == "train" else 1, total)
+            records = _records(spool, waiting, split, length, policy)
             entries = []
-            count = min(most, len(rows))
-            for i, run in enumerate(np.array_split(rows, count) if count else []):
-                path = fresh / f"{split}-{i:05}-of-{count:05}.tfrecord"
-                places = (starts[run] - offsets[reviews[run]]).tolist()
-                names = (review_ids[review] for review in reviews[run].tolist())
-                spans = zip(starts[run].tolist(), stops[run].tolist(), strict=True)
-                with tf.io.TFRecordWriter(os.fspath(path)) as writer:
-                    for example in _examples(ids, spans, names, places):
-                        writer.write(example)
-                entries.append({"file": path.name, "records": len(run), **_fingerprint(path)})
-                done += len(run)
+            for i in range(number):
+                path = fresh / f"{split}-{i:05}-of-{number:05}.tfrecord"
+                size = total // number + (i < total % number)
+                _write_records(path, itertools.islice(records, size))
+                entries.append({"file": path.name, "records": size, **_fingerprint(path)})
+                done += size
                 if progress:
-                    progress(done, len(reviews))
-            manifest["splits"][split] = {
-                "reviews": int(np.sum(validation_mask == held_out)),
-                "sequences": len(rows),
-                "targets": int(targets.sum()),
-                "unknown_targets": int(
-                    np.diff(
-                        unknown.searchsorted([stops[rows] - targets, stops[rows]]), axis=0
-                    ).sum()
-                ),
-                "shards": entries,
-            }
+                    progress(done, every)
+            manifest["splits"][split] = {**counts, "shards": entries}
+        spool.unlink()
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
+
+
+def _of_split(batch: Encoded, split: str, length: int, policy: str) -> tuple[Ints, Ints, Ints]:
+    """The windows of a batch that are of a split, as `windows` gives them."""
+    found = windows(batch.ids, batch.offsets, length, policy)
+    chosen = batch.held_out[found[2]] == (split == "validation")
+    starts, stops, reviews = (column[chosen] for column in found)
+    return starts, stops, reviews
+
+
+def _count(batch: Encoded, split: str, length: int, policy: str) -> dict[str, int]:
+    """What the manifest tells of a split, in one batch."""
+    starts, stops, _ = _of_split(batch, split, length, policy)
+    targets = np.maximum(stops - starts - 1, 0)
+    unknown = np.flatnonzero(batch.ids == UNKNOWN)
+    return {
+        "reviews": int(np.sum(batch.held_out == (split == "validation"))),
+        "sequences": len(starts),
+        "targets": int(targets.sum()),
+        "unknown_targets": int(
+            np.diff(unknown.searchsorted([stops - targets, stops]), axis=0).sum()
+        ),
+    }
+
+
+def _records(
+    spool: Path, batches: Iterable[Encoded], split: str, length: int, policy: str
+) -> Iterator[bytes]:
+    """The serialised windows of a split; the batches' token ids lie in the spool."""
+    with spool.open("rb") as file:
+        for batch in batches:
+            ids = np.fromfile(file, np.int32, int(batch.offsets[-1]))
+            starts, stops, reviews = _of_split(batch, split, length, policy)
+            places = (starts - batch.offsets[reviews]).tolist()
+            names = batch.review_ids.take(pa.array(reviews)).to_pylist()
+            spans = zip(starts.tolist(), stops.tolist(), strict=True)
+            yield from _examples(ids, spans, names, places)
+
+
+def _write_records(path: Path, records: Iterable[bytes]) -> None:
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
+        for record in records:
+            writer.write(record)
 
 
 def _examples(

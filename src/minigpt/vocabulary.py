@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ SPECIAL_TOKENS = ("", "[UNK]")
 
 # Texts to a task: enough that starting one costs nothing, few enough for the processor's cache.
 _PIECE = 2000
+_PIECES_TO_ADD = 32  # counts of so many are added up at once, for each has most words anew
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Vocabulary:
             ids = pc.fill_null(pc.index_in(lists.values, value_set=entries), UNKNOWN)
             return ids.to_numpy(), lists.value_lengths().to_numpy()
 
-        pieces = _in_threads(look_up, texts)
+        pieces = list(_in_threads(look_up, [texts]))
         lengths = np.concatenate([np.zeros(1, np.int64), *(piece[1] for piece in pieces)])
         ids = np.concatenate([np.zeros(0, np.int32), *(piece[0] for piece in pieces)])
         return ids, np.cumsum(lengths, dtype=np.int64)
@@ -82,11 +84,13 @@ class Vocabulary:
         return "".join(f"{token}\n" for token in self.tokens).encode()
 
 
-def count(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.Table:
+def count(
+    texts: pa.Array | pa.ChunkedArray | Iterable[pa.Array | pa.ChunkedArray], style: str
+) -> pa.Table:
     """Count the tokens of texts.
 
     Args:
-        texts: (N,) strings.
+        texts: (N,) strings, or batches of them, which are taken a few at a time.
         style: One of `minigpt.text.STYLES`.
 
     Returns:
@@ -98,19 +102,30 @@ def count(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.Table:
         InputError: There is no token at all.
     """
 
-    def count_piece(piece: pa.Array) -> pa.Table:
+    def count_piece(piece: pa.Array) -> tuple[int, pa.Table]:
         counts = pc.value_counts(tokenise(piece, style).values)
-        return pa.table({"token": counts.field("values"), "count": counts.field("counts")})
+        table = {"token": counts.field("values"), "count": counts.field("counts")}
+        return len(piece), pa.table(table)
 
-    pieces = _in_threads(count_piece, texts)
-    if not any(pieces):
+    batches = [texts] if isinstance(texts, pa.Array | pa.ChunkedArray) else texts
+    seen, tables = 0, []
+    for size, table in _in_threads(count_piece, batches):
+        seen += size
+        tables.append(table)
+        if len(tables) == _PIECES_TO_ADD:
+            tables = [_added(tables)]
+    if not any(tables):
         raise InputError(
-            f"no token to count in {len(texts)} texts: the corpus (or the split of it that the "
+            f"no token to count in {seen} texts: the corpus (or the split of it that the "
             "vocabulary is made from) is empty; look at `corpus` in the configuration"
         )
-    counts = pa.concat_tables(pieces).group_by("token").aggregate([("count", "sum")])
-    counts = counts.rename_columns(["token", "count"])
+    counts = _added(tables)
     return counts.sort_by([("count", "descending"), ("token", "descending")])
+
+
+def _added(tables: list[pa.Table]) -> pa.Table:
+    counts = pa.concat_tables(tables).group_by("token").aggregate([("count", "sum")])
+    return counts.rename_columns(["token", "count"])
 
 
 def build(counts: pa.Table, max_tokens: int) -> Vocabulary:
@@ -167,8 +182,17 @@ def metrics(vocabulary: Vocabulary, counts: pa.Table) -> dict[str, int | float]:
     }
 
 
-def _in_threads(function: Callable[[pa.Array], Any], texts: pa.Array | pa.ChunkedArray) -> list:
+def _in_threads(
+    function: Callable[[pa.Array], Any], batches: Iterable[pa.Array | pa.ChunkedArray]
+) -> Iterator[Any]:
     """Apply a function to pieces of the texts, in order; Arrow releases the interpreter lock."""
-    pieces = (texts.slice(i, _PIECE) for i in range(0, len(texts), _PIECE))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, pieces))
+    pieces = (batch.slice(i, _PIECE) for batch in batches for i in range(0, len(batch), _PIECE))
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Any]] = deque()
+        for piece in pieces:
+            waiting.append(pool.submit(function, piece))
+            if len(waiting) > 2 * threads:  # no more at once than keeps all of them busy
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

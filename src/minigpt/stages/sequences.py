@@ -15,14 +15,18 @@ def run() -> None:
     everything = config.load(paths.RESOLVED)
     settings = everything.sequences
     words = vocabulary.load(paths.VOCABULARY)
-    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
-    ids, offsets = words.encode(reviews["text"], everything.vocabulary.style)
+    batches = corpus.read_batches(paths.REVIEWS, ["id", "text"])
+    encoded = (
+        sequences.Encoded(
+            batch["id"],
+            *words.encode(batch["text"], everything.vocabulary.style),
+            corpus.is_validation(batch["id"], settings.validation_fraction),
+        )
+        for batch in batches
+    )
     manifest = sequences.write(
         paths.SEQUENCES,
-        ids,
-        offsets,
-        reviews["id"].to_pylist(),
-        corpus.is_validation(reviews["id"], settings.validation_fraction),
+        encoded,
         length=settings.length,
         policy=settings.policy,
         shards=settings.shards,

@@ -2,6 +2,8 @@
 
 import logging
 
+import pyarrow as pa
+
 from minigpt import config, corpus, vocabulary
 from minigpt.stages import output, paths
 
@@ -11,9 +13,12 @@ log = logging.getLogger(__name__)
 def run() -> None:
     """Counts the tokens of the reviews that are not held out."""
     settings = config.load(paths.RESOLVED)
-    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
-    held_out = corpus.is_validation(reviews["id"], settings.sequences.validation_fraction)
-    counts = vocabulary.count(reviews["text"].filter(~held_out), settings.vocabulary.style)
+    fraction = settings.sequences.validation_fraction
+    texts = (
+        batch["text"].filter(pa.array(~corpus.is_validation(batch["id"], fraction)))
+        for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])
+    )
+    counts = vocabulary.count(texts, settings.vocabulary.style)
     words = vocabulary.build(counts, settings.vocabulary.max_tokens)
     words.save(paths.VOCABULARY)
     metrics = vocabulary.metrics(words, counts)
