@@ -12,11 +12,12 @@ import importlib
 import json
 import os
 import platform
+import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median, run
+from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,11 @@ def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
+    command = ("git", "describe", "--always", "--dirty")
+    described = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": run("git", "describe", "--always", "--dirty")[0].strip(),
+        "commit": described.stdout.strip(),
         "processor": f"{os.cpu_count()} x {models[0] if models else platform.processor()}",
         "load_before": round(os.getloadavg()[0], 2),
         "backend": os.environ["KERAS_BACKEND"],

@@ -43,12 +43,15 @@ class _Block(layers.Layer):
         return self.norms[1](x + self.dropouts[1](self.feed_forward(x)))
 
 
-def compiled_model(optimizer: Any = "adam", dropout: float = 0.1) -> keras.Model:
+def compiled_model(
+    optimizer: Any = "adam", dropout: float = 0.1, jit_compile: Any = "auto"
+) -> keras.Model:
     """The model, compiled as the script compiles it: Adam, and the loss over every position."""
     tokens = layers.Input((LENGTH,), dtype="int32")
     hidden = _Block(dropout)(_Embedding()(tokens))
     model = keras.Model(tokens, layers.Dense(VOCABULARY_SIZE)(hidden))
-    model.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss=loss, jit_compile=jit_compile)
     return model
 
 

@@ -232,7 +232,8 @@ def agreement(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     """
     rate = 1e6
     ours = trainer(optimizer=keras.optimizers.SGD(rate), dropout=0.0)
-    theirs = script.compiled_model(keras.optimizers.SGD(rate), dropout=0.0)
+    compiled = keras.backend.backend() == "jax"
+    theirs = script.compiled_model(keras.optimizers.SGD(rate), 0.0, jit_compile=compiled)
     copy_weights(ours.network, theirs)
     before = theirs.get_weights()
     theirs_loss = float(np.ravel(theirs.train_on_batch(x, y))[0])
