@@ -40,6 +40,7 @@ class Row:
     """What happened to a stage."""
 
     seconds: float = 0.0  # undisturbed
+    latest: float = 0.0  # of the last that was not killed; the machine may be busier by now
     runs: int = 0
     faults: int = 0
     finished: int = 0
@@ -67,10 +68,10 @@ class Soak:
             self.before[stage] = project.copy(self.folder / f"before-{stage}/project")
             began = time.monotonic()
             project.dvc("repro", "--single-item", stage)
-            self.rows[stage] = Row(time.monotonic() - began)
+            self.rows[stage] = Row(*(time.monotonic() - began,) * 2)
             project.commit()
         self.before[WHOLE] = self.before[next(iter(self.rows))]
-        self.rows[WHOLE] = Row(sum(row.seconds for row in self.rows.values()))
+        self.rows[WHOLE] = Row(*(sum(row.seconds for row in self.rows.values()),) * 2)
         self.finished = project
 
     def work(self, until: float) -> None:
@@ -81,16 +82,17 @@ class Soak:
                 self.rows[stage].runs += 1
                 self.number += 1
                 folder = self.folder / f"run-{self.number}"
-            self.run(stage, self.before[stage].copy(folder / "project"))
+            self.run(stage, self.before[stage].copy(folder / "project"), until)
             subprocess.run(["rm", "-rf", str(folder)], check=True)
 
-    def run(self, stage: str, project: Project) -> None:
+    def run(self, stage: str, project: Project, until: float) -> None:
         """Kills a stage some times, lets it finish, and compares."""
         row, faults, mended = self.rows[stage], 0, 0
         command = ["dvc", "repro", *([] if stage == WHOLE else ["--single-item", stage])]
         log = project.root.parent / "log"
         code: int | None = None
         for attempt in range(KILLS_A_RUN + ATTEMPTS):
+            began = time.monotonic()
             with log.open("w") as file:
                 running = subprocess.Popen(
                     command,
@@ -101,9 +103,9 @@ class Soak:
                     start_new_session=True,
                 )
             killed = False
-            if attempt < KILLS_A_RUN:
+            if attempt < KILLS_A_RUN and began < until:
                 # Most of a stage's first half is imports.
-                wait_s = row.seconds * self.random.uniform(0.2, 1.1)
+                wait_s = row.latest * self.random.uniform(0.2, 1.1)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     running.wait(wait_s)
                 killed = running.poll() is None and self.kill(running, project)
@@ -116,6 +118,7 @@ class Soak:
                         mended += 1
                         project.run(*mend)
             if code == 0:
+                row.latest = time.monotonic() - began
                 break
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.pid, signal.SIGKILL)
@@ -125,10 +128,9 @@ class Soak:
             row.mended += mended
             row.finished += code == 0
             row.differing += differing
+            print(f"{stage}: {faults} faults, exit {code}, {differing} bytes differ", flush=True)
             if code:
                 print(f"{stage} did not finish:\n{log.read_text()[-3000:]}", flush=True)
-            elif differing:
-                print(f"{stage}: {differing} bytes differ in {project.root}", flush=True)
 
     def kill(self, running: "subprocess.Popen[bytes]", project: Project) -> bool:
         """Ends everything, the stage or DVC; says whether there was anything to end."""
@@ -209,9 +211,9 @@ def main() -> int:
     chosen = parser.parse_args()
     print(f"seed {chosen.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="minigpt-soak-") as folder:
+        until = time.monotonic() + 60 * chosen.minutes
         soak = Soak(Path(folder), chosen.seed)
         soak.reference()
-        until = time.monotonic() + 60 * chosen.minutes
         workers = [threading.Thread(target=soak.work, args=(until,)) for _ in range(chosen.workers)]
         for worker in workers:
             worker.start()

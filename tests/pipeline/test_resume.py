@@ -36,7 +36,7 @@ def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]
 
 
 def wait(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not happened():
         assert running.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)

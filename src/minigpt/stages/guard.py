@@ -84,7 +84,8 @@ def check_inputs(stage: str) -> None:
         if by != stage and (altered := _altered(Path(path), md5)):
             raise InputError(
                 f"{altered} is not what the stage {by} wrote (its md5 differs from that in "
-                f"{LOCK}): remove it and run `dvc repro`, which brings it back"
+                f"{LOCK}): remove it and run `dvc repro`, which brings it back, or keep it by "
+                f"`dvc commit {by}`"
             )
 
 
