@@ -286,10 +286,3 @@ def test_help_is_quick_and_lists_the_commands(tmp_path: Path) -> None:
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert json.loads(ran.stdout.splitlines()[-1]) == []
     assert all(name in ran.stdout for name in ("promote", "rollback", "history"))
-
-
-def test_it_runs_as_a_module(store: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "minigpt", "rollback", "--model", "mini", "--reason", "x"]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    refused = "error: mini has no champion to go back to (now: none); `minigpt history`\n"
-    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", refused)

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt import champion, model, registry, tracking
-from minigpt.decoding import Generator, Sampling
+from minigpt import champion, registry, tracking
 from minigpt.errors import InputError
 from minigpt.stages import paths
 
@@ -120,6 +119,9 @@ def _diff(root: Path, kind: str, base: str) -> str:
 
 def _texts(root: Path, uri: str, name: str, gate: dict[str, Any]) -> str:
     """What this model and the champion of before it write."""
+    from minigpt import model  # only where they are needed: they load TensorFlow
+    from minigpt.decoding import Generator, Sampling
+
     ours = [json.loads(line) for line in (root / paths.SAMPLES).read_text().splitlines()]
     before = (gate["champion"] or {}).get("version")
     if before is None:

@@ -51,7 +51,7 @@ def main() -> int:
         # Without a lock, or where the remote has not all of it, the stages make what is missing.
         _run("dvc", "pull", "--run-cache", "--allow-missing")
     code, stages = _reproduce(command)
-    from minigpt import report  # only now: it loads TensorFlow
+    from minigpt import report  # only now: it loads MLflow
 
     base = os.environ.get("RETRAIN_BASE") or "HEAD"
     output.write_text(REPORT, report.page(Path.cwd(), base, stages, failed=bool(code)))

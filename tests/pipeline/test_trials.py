@@ -41,18 +41,3 @@ def test_every_trial_is_an_experiment_and_a_run_under_one_parent(project: Projec
     best = min(child.data.metrics["evaluate/bits_per_byte"] for child in children)
     assert parent.data.metrics["best"] == pytest.approx(best)
     assert project.git_status() == set()
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        "",
-        "metric: {file: a, key: b}\nspace: {}\n",
-        SPACE + "  train.epochs: {low: 1}\n",
-        "space: [",
-    ],
-)
-def test_a_space_that_makes_no_sense(project: Project, space: str) -> None:
-    pytest.importorskip("optuna")
-    (project / "conf/search.yaml").write_text(space)
-    assert "error: conf/search.yaml" in search(project, 1, code=2)
