@@ -1,5 +1,6 @@
 """Retraining in CI: the steps of retrain.yml, run as they stand there."""
 
+import json
 import os
 import re
 import socket
@@ -66,13 +67,12 @@ class Runner:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """An MLflow server on loopback."""
+def server(project: Project, tmp_path: Path) -> Iterator[str]:
+    """An MLflow server on loopback, in whose store the project's model is the champion."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db"]
-    store += ["--artifacts-destination", str(tmp_path / "artifacts")]
+    store = ["--backend-store-uri", project.store]
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (tmp_path / "server.log").open("w") as log:
         running = subprocess.Popen(
@@ -96,7 +96,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def runner(project: Project, tmp_path: Path, server: str) -> Runner:
-    """The project cloned from a bare remote, with a DVC remote, and its model the champion."""
+    """The project cloned from a bare remote, with a DVC remote."""
     origin = tmp_path / "origin.git"
     (project / ".venv").symlink_to(VENV)
     os.utime(project / "requirements.lock", (0, 0))  # the environment is newer: nothing to install
@@ -107,9 +107,7 @@ def runner(project: Project, tmp_path: Path, server: str) -> Runner:
     project.run("git", "clone", "--quiet", "--bare", ".", str(origin))
     project.run("git", "remote", "add", "origin", str(origin))
     (tmp_path / "ci").mkdir()
-    runner = Runner(project, tmp_path / "ci", server)
-    runner("retrain", RETRAIN_EXPERIMENT="tiny", RETRAIN_OVERRIDES="train.epochs=1")
-    return runner
+    return Runner(project, tmp_path / "ci", server)
 
 
 def version(url: str, alias: str) -> Any:
@@ -161,6 +159,18 @@ def test_the_better_model_becomes_the_champion_and_a_worse_one_does_not(
     runner("comment")
     methods = [line.split()[2] for line in runner.written("calls").splitlines() if "-X" in line]
     assert methods == ["POST", "PATCH"]
+
+    # As if other reviews had been trained on: the champion is measured again, and as it was.
+    evaluated = project.json("reports/evaluation.json")
+    assert evaluated["held_out"]["byte_unigram"] != evaluated["held_out"]["digest"]
+    evaluated["held_out"]["byte_unigram"] = "of others"
+    (project / "reports/evaluation.json").write_text(json.dumps(evaluated))
+    again = ("python", "-m", "minigpt.stages", "register")
+    project.run(*again, PYTHONPATH="src", MLFLOW_TRACKING_URI=server)
+    recorded, measured = gate["champion"], project.json("reports/gate.json")["champion"]
+    assert (recorded["measured"], measured["measured"]) == ("recorded", "again")
+    for figure in ("bits_per_byte", "loss", "accuracy", "unk_share"):
+        assert measured[figure] == pytest.approx(recorded[figure]), figure
 
 
 def test_a_failure_is_reported_and_fails_the_job(project: Project) -> None:
