@@ -81,8 +81,8 @@ def main() -> None:
         runs, machine = f"experiments/{where}/runs", "?workflowType=machine_learning"
         losses = f"{runs}{machine}&viewStateShareKey={tracking.VIEW}&compareRunsMode"
         pages = {
-            "runs": ("1800,520", f"{losses}=TABLE"),
-            "compare": ("1500,1040", f"{losses}=CHART"),
+            "runs": ("1800,560", f"{losses}=TABLE"),
+            "compare": ("1500,1100", f"{losses}=CHART"),
             "texts": ("1500,520", f"{runs}/{best}/artifacts/{text}{machine}"),
             "model": ("1500,1760", f"models/{NAME}{machine}"),
         }
