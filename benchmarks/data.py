@@ -1,5 +1,6 @@
 """Rows about what comes before training: the vocabulary, the sequences, DVC, and a large corpus."""
 
+import functools
 import hashlib
 import io
 import sys
@@ -38,6 +39,7 @@ def existing(archive: Path) -> Path:
     return archive
 
 
+@functools.cache
 def texts(archive: Path) -> pa.Array:
     """The reviews: a few of the sample in a tiny run."""
     archive = existing(archive)
@@ -82,7 +84,7 @@ def preparation(options: Options) -> Result:
 
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder, "sequences")
-        seconds = compare(lambda: prepare(reviews, where), there, options.rounds)
+        seconds = compare(lambda: prepare(reviews, where), there, min(options.rounds, 3))
         every = timed(lambda: prepare(reviews, where, "spaced", "windows"))
     return Result(*seconds, {"every_token_of_every_review_s": every})
 

@@ -28,7 +28,7 @@ def test_the_table_as_text_json_and_figure(
     monkeypatch.setattr(training, "_multiplies_bfloat16", lambda: False)
     quick = functools.partial(training.script.compiled_model, jit_compile=False)  # XLA takes long
     monkeypatch.setattr(training.script, "compiled_model", quick)
-    rows = ["bfloat16", "step", "one", "vocabulary", "prepare", "input"]
+    rows = ["bfloat16", "step", "one", "vocabulary", "prepare"]
     (tmp_path / "tensorflow.json").write_text(json.dumps({"cold": {"kept": 1, **_row()}}))
     arguments = ["benchmarks", "--rounds", "2", "--out", str(tmp_path), "--only", *rows]
     monkeypatch.setattr("sys.argv", arguments)
