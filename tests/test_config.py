@@ -236,6 +236,8 @@ def test_unknown_names(tmp_path: Path, params: Any, says: list[str]) -> None:
         ("train.preview.seed", "a", "'a' of type 'str' could not be converted to Integer"),
         ("sample.prompts", "this movie", "is 'this movie': expected a list"),
         ("sample.prompts", {"a": "b"}, "is {'a': 'b'}: expected a list"),
+        ("sample.prompts", ["a", ["b"]], "is ['a', ['b']]: expected a list of texts"),
+        ("corpus.folders", [{"a": "b"}], "is [{'a': 'b'}]: expected a list of texts"),
         ("sample.prompts", ["a", None], "NoneType is not a subclass of str"),
         ("train", 5, "is 5: expected keys and values"),
         ("train", [1], "is [1]: expected keys and values"),
@@ -437,6 +439,100 @@ def test_a_params_file_that_is_no_mapping(tmp_path: Path, content: str, says: st
     message = refused(tmp_path, content)
     assert message.startswith(str(tmp_path / "params.yaml"))
     assert re.search(says, message, re.DOTALL), message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "${oc.env:HOME}",
+        "x${oc.env:MLFLOW_TRACKING_PASSWORD,none}",
+        "${oc.decode:'1'}",
+        "${oc.create:{}}",
+        "${now:%Y}",
+        "${hydra:runtime.cwd}",
+        "${${corpus.url}}",
+        "\\${corpus.url}",
+    ],
+)
+def test_nothing_is_interpolated_but_other_values(
+    tmp_path: Path, monkeypatch: Any, text: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    message = refused(tmp_path, {"sample": {"prompts": ["fine", text]}})
+    assert message.startswith(f"sample.prompts in {tmp_path}"), message
+    assert "is allowed, such as ${sequences.length}" in message and "hunter2" not in message
+
+
+@pytest.mark.parametrize("text", ["${corpus.url", "${a b}", "${}"])
+def test_an_interpolation_that_can_not_be_read(tmp_path: Path, text: str) -> None:
+    assert "sample.prompts" in refused(tmp_path, {"sample": {"prompts": [text]}})
+
+
+def test_no_interpolation_comes_in_by_another_file(tmp_path: Path, composed: config.Config) -> None:
+    change = {"sample": {"prompts": ["${oc.env:HOME}"]}}
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    made = "# @package _global_\n" + yaml.safe_dump(change)
+    (conf / "experiment" / "mine.yaml").write_text(made)
+    messages = [refused(tmp_path, {"groups": {"experiment": "mine"}}, conf)]
+    plain = config.as_dict(composed)
+    plain["sample"]["prompts"] = ["${oc.env:HOME}"]
+    (tmp_path / "resolved.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(InputError) as raised:
+        config.load(tmp_path / "resolved.yaml")
+    for message in [*messages, str(raised.value)]:
+        assert message.startswith(f"sample.prompts in {tmp_path}"), message
+
+
+def test_a_value_may_be_another_one(tmp_path: Path) -> None:
+    text = "model: {embed_dim: '${model.key_dim}', key_dim: 64}"
+    assert compose(tmp_path, text).model.embed_dim == 64
+    message = refused(tmp_path, {"corpus": {"url": "${corpus.url}"}})
+    assert message.startswith("corpus.url")
+
+
+@pytest.mark.parametrize(
+    "text", ["a; rm -rf x", "$(touch x)", "`id`", "a && b", "| sh", "$HOME", "\n"]
+)
+def test_what_a_shell_would_run_is_a_text(tmp_path: Path, text: str) -> None:
+    made = compose(
+        tmp_path, {"sample": {"prompts": [f"word {text}"]}, "corpus": {"url": f"x{text}"}}
+    )
+    config.save(made, tmp_path / "resolved.yaml")
+    again = config.load(tmp_path / "resolved.yaml")
+    assert (again.sample.prompts, again.corpus.url) == ([f"word {text}"], f"x{text}")
+
+
+@pytest.mark.parametrize("text", ['"a\\0b"', '"a\\ud800b"'])
+def test_characters_that_no_file_can_hold(tmp_path: Path, text: str) -> None:
+    message = refused(tmp_path, f"sample: {{prompts: [{text}]}}\n")
+    assert message.startswith("sample.prompts in ") and "a NUL or half a character" in message
+    message.encode()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("tracking.model_name", "../x", "allowed are up to 200 letters"),
+        ("tracking.model_name", "a/b", "allowed are up to 200 letters"),
+        ("tracking.model_name", "a:b", "allowed are up to 200 letters"),
+        ("tracking.model_name", "a' or name like '%", "allowed are up to 200 letters"),
+        ("tracking.model_name", "x" * 201, "allowed are up to 200 letters"),
+        ("tracking.alias", "a/b", "allowed are up to 200 letters"),
+        ("tracking.alias", "V7", "MLflow reserves it"),
+        ("corpus.folders", ["/etc/x/y"], "no folder of an archive lies outside"),
+        ("corpus.folders", ["a/../../b"], "no folder of an archive lies outside"),
+        ("corpus.url", "https://me:hunter2@example.org/a.tar.gz", "put them into ~/.netrc"),
+        ("corpus.url", "HTTP://token@example.org/a", "put them into ~/.netrc"),
+    ],
+)
+def test_names_and_paths_that_lead_elsewhere(
+    tmp_path: Path, key: str, value: Any, says: str
+) -> None:
+    message = refused(tmp_path, nested(key, value))
+    assert message.startswith(key) and says in message and "hunter2" not in message
+    compose(
+        tmp_path, {"corpus": {"url": "file:///home/a@b/c"}, "tracking": {"model_name": "My 2.0"}}
+    )
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -482,6 +483,139 @@ def test_real_archive() -> None:
     assert set(table["rating"].to_pylist()) == {1, 2, 3, 4, 7, 8, 9, 10}
 
 
+def bomb(path: Path, headers: bytes, zeros: int) -> Path:
+    """A .tar.gz of some headers and then so many zeros, which cost it a thousandth of that."""
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(headers)
+        for _ in range(zeros // 2**20):
+            file.write(bytes(2**20))
+    return path
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "limits", "message"),
+    [
+        ("aclImdb/README", 2**45, {}, "over 100 times its size.*corpus.max_ratio"),
+        (
+            "aclImdb/README",
+            2**45,
+            {"max_ratio": 10_000, "max_bytes": 2**21},
+            "over 2,097,152 bytes",
+        ),
+        ("aclImdb/train/pos/1_7.txt", 2**45, {}, "1_7.txt' has over 268,435,456 bytes"),
+        ("aclImdb/train/pos/1_7.txt", 2**27, {}, "over 100 times its size"),
+    ],
+)
+def test_a_bomb_is_stopped_at_the_limits(
+    tmp_path: Path, name: str, size: int, limits: dict[str, Any], message: str
+) -> None:
+    path = bomb(tmp_path / "a.tar.gz", header(name, size), zeros=2**23)
+    read = 0
+
+    class Counted(gzip.GzipFile):
+        def read(self, size: int | None = -1) -> bytes:
+            nonlocal read
+            data = super().read(size)
+            read += len(data)
+            return data
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match=message):
+        patch.setattr(gzip, "open", Counted)
+        corpus.read_archive(path, FOLDERS, limits=corpus.Limits(**limits))
+    assert read < 2**22, "what lies beyond the limit is not unpacked"
+
+
+def test_ten_million_members_are_stopped_at_the_limit(tmp_path: Path) -> None:
+    members = b"".join(header(f"aclImdb/train/unsup/{n}_0.txt", 0) for n in range(1000))
+    path = bomb(tmp_path / "a.tar.gz", members * 3, zeros=0)
+    limits = corpus.Limits(max_members=2500, max_ratio=10_000)
+    kept = []
+
+    class Watched(tarfile.TarFile):
+        def next(self) -> tarfile.TarInfo | None:
+            kept.append(len(self.members))
+            return super().next()
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InputError, match="over 2,500 memb"):
+        patch.setattr(tarfile, "open", Watched.open)
+        corpus.read_archive(path, FOLDERS, limits=limits)
+    assert len(kept) == 2502  # the first of them as the archive is opened
+    assert max(kept) <= 1, "members are not kept"
+
+
+PAX = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(2**45)}
+
+
+def pax(records: dict[str, str], copies: int = 1) -> bytes:
+    """Extended headers in front of a member that has them all."""
+    member = tarfile.TarInfo("aclImdb/train/pos/1_7.txt")
+    member.pax_headers = records
+    made = member.tobuf(tarfile.PAX_FORMAT)
+    return made[: -tarfile.BLOCKSIZE] * copies + made[-tarfile.BLOCKSIZE :]
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        (header("././@LongLink", 2**33, tarfile.GNUTYPE_LONGNAME), "header of 8,589,934,592 bytes"),
+        (header("././@LongLink", 2**33, tarfile.GNUTYPE_LONGLINK), "header of 8,589,934,592 bytes"),
+        (header("././@PaxHeader", 2**33, tarfile.XHDTYPE), "a header of 8,589,934,592 bytes"),
+        (header("././@PaxHeader", 2**33, tarfile.XGLTYPE), "a header of 8,589,934,592 bytes"),
+        (header("aclImdb/train/pos/1_7.txt", 9, tarfile.GNUTYPE_SPARSE), "a sparse member"),
+        (pax(PAX), "a sparse member"),
+        (pax({"GNU.sparse.map": "0,1", "GNU.sparse.size": "9"}), "'aclImdb/.*are refused"),
+        (pax({"GNU.sparse.map": "a,b"}), "is not a whole"),
+        (pax({"size": "-1"}), "is not a whole|is empty"),
+        (pax({"size": "9" * 30}), "has over 268,435,456 bytes"),
+        (pax({"path": "a" * 5000}), "a header of 5,"),
+        (pax({"path": "/etc/passwd"}), "lies outside"),
+        (pax({"path": "a/../../b"}), "lies outside"),
+        (pax({"comment": "x"}, copies=2000), "is not a whole"),
+        (header("aclImdb/train/pos/1_7.txt", -1), "negative size"),
+    ],
+)
+def test_hostile_headers_are_errors(tmp_path: Path, headers: bytes, message: str) -> None:
+    path = bomb(tmp_path / "a.tar.gz", headers, zeros=2**20)
+    with pytest.raises(InputError, match=message) as caught:
+        corpus.read_archive(path, FOLDERS, limits=corpus.Limits(max_ratio=1e6))
+    assert str(path) in str(caught.value)
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    odd = {"aclImdb/\udcff\udcfe/a": b"x", "caf\udce9/b": b"x"}
+    path = pack(tmp_path / "a.tar.gz", REVIEWS | odd)
+    assert corpus.read_archive(path, FOLDERS).num_rows == 3
+    path = pack(tmp_path / "a.tar.gz", odd)
+    with pytest.raises(
+        InputError, match=r"other folders: 'aclImdb/\\udcff\\udcfe', 'caf"
+    ) as caught:
+        corpus.read_archive(path, FOLDERS)
+    str(caught.value).encode()
+    path = pack(tmp_path / "a.tar.gz", {"aclImdb/train/pos/1_7\udcff.txt": b"x"})
+    with pytest.raises(InputError, match="is not named <n>"):
+        corpus.read_archive(path, FOLDERS)
+
+
+def test_members_that_come_again(tmp_path: Path) -> None:
+    twice = special("aclImdb/README", tarfile.REGTYPE)
+    path = pack(tmp_path / "a.tar.gz", REVIEWS, twice, twice)
+    assert corpus.read_archive(path, FOLDERS).num_rows == 3
+    review = special("aclImdb/train/neg/3_1.txt", tarfile.REGTYPE)
+    review.size = 5
+    path.write_bytes(b"")
+    with tarfile.open(path, "w:gz") as archive:
+        for _ in range(2):
+            archive.addfile(review, io.BytesIO(b"Dull."))
+    with pytest.raises(InputError, match=r"the id 'train/neg/3_1' is there 2 times"):
+        corpus.read_archive(path, ["aclImdb/train/neg"])
+
+
 # --- read_files -------------------------------------------------------------------------------
 
 
@@ -602,6 +736,31 @@ def test_unusable_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("DVC_EXP_NAME", "tall-tale")
     with pytest.raises(InputError, match=r"no such file or folder: gone.*`dvc add`"):
         corpus.read_files(Path("gone"))
+
+
+@pytest.mark.parametrize("kind", ["folder", "jsonl", "parquet"])
+def test_files_are_held_to_the_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    texts = ["a" * 40, "b" * 40]
+    if kind == "folder":
+        path = tmp_path
+        for number, text in enumerate(texts):
+            (path / f"{number}.txt").write_text(text)
+    elif kind == "jsonl":
+        path = tmp_path / "mine.jsonl"
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        path = tmp_path / "mine.parquet"
+        pq.write_table(pa.table({"text": texts}), path)
+    assert corpus.read_files(path, limits=corpus.Limits(80, 2)).num_rows == 2
+    with pytest.raises(InputError, match=r"holds over 79 bytes: .*raise corpus\.max_bytes"):
+        corpus.read_files(path, limits=corpus.Limits(79, 2))
+    with pytest.raises(InputError, match=r"holds over 1 members or reviews.*corpus\.max_members"):
+        corpus.read_files(path, limits=corpus.Limits(80, 1))
+    monkeypatch.setattr(corpus, "MAX_REVIEW_BYTES", 39)
+    with pytest.raises(InputError, match="has over 39 bytes, too many for one review"):
+        corpus.read_files(path)
 
 
 # --- write_reviews, read_reviews --------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import string
 
 import numpy as np
 import pyarrow as pa
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import sequences
+from minigpt import corpus, sequences, vocabulary
 from minigpt.errors import InputError
+from minigpt.text import STYLES, detokenise, tokenise
 
 LENGTH = 5
 LENGTHS = [1, 2, 6, 7, 11, 12, 0, 30, 3, 5, 16, 23]
@@ -259,3 +261,66 @@ def test_no_validation_asked_for_gives_none(tmp_path):
     assert not list((tmp_path / "s").glob("validation*"))
     with pytest.raises(InputError, match="validation_fraction"):
         sequences.dataset(tmp_path / "s", "validation", 4, seed=None)
+
+
+# Reviews that are meant to do harm, or that a careless scraper brings.
+HOSTILE = {
+    "marks": string.punctuation * 3,
+    "one mark": "!",
+    "nul": "a \0 film\0 \0\0",
+    "right to left": "\u202eevil\u202c \u200f\u05e9\u05dc\u05d5\u05dd film \u2066x",
+    "special tokens": "[UNK] [unk] the [UNK]film [PAD] <br /><br />",
+    "the empty token": "'' \"\" film \u200b \ufeff",
+    "only a tag": "<br />",
+    "spaces of all kinds": "a\u3000b\u2028c\x85d\xa0e\x1cf\x0bg",
+    "a word of a million letters": "a" * 10**6,
+    "a million words of one letter": "b " * 10**6,
+    "a million marks": '"' * 10**6,
+    "astral": "\U0001f600\U0010ffff film \ud7ff\ufffe",
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_hostile_reviews_go_right_through(tmp_path, style):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus.write_reviews(corpus.read_files(path), tmp_path / "reviews.parquet")
+    reviews = corpus.read_reviews(tmp_path / "reviews.parquet")
+    assert dict(zip(reviews["id"].to_pylist(), reviews["text"].to_pylist(), strict=True)) == HOSTILE
+
+    vocabulary.build(vocabulary.count(reviews["text"], style), 100).save(tmp_path / "v.txt")
+    words = vocabulary.load(tmp_path / "v.txt")
+    assert {"\0", "film", "a" * 10**6} <= set(words.tokens)
+    ids, offsets = words.encode(reviews["text"], style)
+    for review, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        tokens = tokenise(reviews["text"].slice(review, 1), style)[0].as_py()
+        known = [t if t in words.tokens else "[UNK]" for t in tokens[:50]]
+        assert words.decode(ids[start : min(start + 50, stop)]) == known
+        assert "" not in tokens and "[UNK]" not in tokens
+        detokenise(words.decode(ids[start : min(start + 10_000, stop)]))
+
+    write(
+        tmp_path / "sequences",
+        ids=ids,
+        offsets=offsets,
+        review_ids=reviews["id"].to_pylist(),
+        validation_mask=np.zeros(len(HOSTILE), bool),
+        length=10_000,
+        validation_fraction=0,
+        shards=1,
+    )
+    batches = list(sequences.dataset(tmp_path / "sequences", "train", 500, seed=None))
+    inputs = np.concatenate([x.numpy().ravel() for x, _ in batches])
+    assert set(np.unique(inputs)) - {0} <= set(np.unique(ids))
+    targets = sum(np.count_nonzero(y.numpy()) for _, y in batches)
+    assert targets == np.maximum(np.diff(offsets) - 1, 0).sum()
+
+
+def test_a_review_of_100_mb_in_one_line(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    text = "a film, " * (100 * 2**20 // 8)
+    path.write_text(json.dumps({"text": text}))
+    corpus.write_reviews(corpus.read_files(path), tmp_path / "reviews.parquet")
+    kept = corpus.read_reviews(tmp_path / "reviews.parquet", ["text"])
+    assert kept["text"][0].as_py() == text

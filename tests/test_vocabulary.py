@@ -107,14 +107,24 @@ def test_count_is_the_same_however_many_pieces(monkeypatch):
     texts = pa.array([f"word{i % 7} and {i}" for i in range(50)])
     whole = vocabulary.count(texts, "spaced")
     ids, offsets = vocabulary.build(whole, 20).encode(texts, "spaced")
-    monkeypatch.setattr(vocabulary, "_PIECE", 3)
+    long = sum(map(len, texts.to_pylist()[:2])) + 1  # two texts to a piece, and then one
     monkeypatch.setattr(vocabulary, "_PIECES_TO_ADD", 4)
-    assert vocabulary.count(texts, "spaced").equals(whole)
-    batches = (texts[start : start + 8] for start in range(0, 50, 8))
-    assert vocabulary.count(batches, "spaced").equals(whole)
-    again = vocabulary.build(whole, 20).encode(texts, "spaced")
-    np.testing.assert_array_equal(again[0], ids)
-    np.testing.assert_array_equal(again[1], offsets)
+    for name, value in (("_PIECE", 3), ("_PIECE_BYTES", long), ("_PIECE_BYTES", 1)):
+        monkeypatch.setattr(vocabulary, name, value)
+        assert vocabulary.count(texts, "spaced").equals(whole)
+        batches = (texts[start : start + 8] for start in range(0, 50, 8))
+        assert vocabulary.count(batches, "spaced").equals(whole)
+        again = vocabulary.build(whole, 20).encode(texts, "spaced")
+        np.testing.assert_array_equal(again[0], ids)
+        np.testing.assert_array_equal(again[1], offsets)
+
+
+def test_a_piece_is_no_longer_than_an_arrow_array(monkeypatch):
+    monkeypatch.setattr(vocabulary, "_PIECE_BYTES", 10)
+    texts = pa.chunked_array([["a" * 25, "", "bb"], ["ccc", "dddd", "e" * 11, "f"]])
+    pieces = [piece.to_pylist() for piece in vocabulary._pieces(texts)]
+    assert [text for piece in pieces for text in piece] == texts.to_pylist()
+    assert [[len(text) for text in piece] for piece in pieces] == [[25, 0, 2, 3, 4], [11, 1]]
 
 
 @pytest.mark.parametrize("texts", [[], ["", " <br /> "]])

@@ -17,6 +17,9 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from minigpt import files
 from minigpt.errors import InputError
 
+_REFERENCE = re.compile(r"(?<!\\)\$\{[a-z0-9_.]+\}")  # ${section.key}, not \${section.key}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,199}")  # no path, no part of a query
+
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
 RESOLVED = Path("resolved.yaml")
@@ -50,6 +53,13 @@ class CorpusConfig:
     text_column: str = _value("the column of a .jsonl or .parquet that holds the text")
     undecodable: str = _value(
         "what to do with bytes that aren't UTF-8", choices=("fail", "replace")
+    )
+    max_bytes: int = _value(
+        "most bytes: of the unpacked archive, or of the files' texts", low=1, high=10**15
+    )
+    max_members: int = _value("most members of the archive, or reviews", low=1, high=10**9)
+    max_ratio: float = _value(
+        "most bytes that one byte of the archive may unpack to", low=1, high=100_000
     )
 
 
@@ -174,11 +184,23 @@ class GateConfig:
 
 
 @dataclass
+class RequestConfig:
+    """What one request may ask of the registered model, whose server can't stop a prediction."""
+
+    max_prompts: int = _value("prompts", low=1, high=1_000_000)
+    max_prompt_bytes: int = _value("bytes of all prompts, as UTF-8", low=1, high=100_000_000)
+    # 8: what the example asks for, as which MLflow tries the model out.
+    max_tokens: int = _value("tokens written after a prompt", low=8, high=100_000)
+    max_total_tokens: int = _value("tokens written after all prompts", low=8, high=100_000_000)
+
+
+@dataclass
 class TrackingConfig:
-    """Where the model goes in the MLflow registry."""
+    """Where the model goes in the MLflow registry, and what may be asked of it there."""
 
     model_name: str = _value("name of the registered model")
     alias: str = _value("alias that the new version takes; the gate gives @champion")
+    request: RequestConfig = field(default_factory=RequestConfig)
 
 
 @dataclass
@@ -288,8 +310,18 @@ def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
 
 
 def _merge(base: Any, over: DictConfig, source: str) -> Any:
-    for key, value, expected in _misshapen(Config, OmegaConf.to_container(over), ""):
+    plain = OmegaConf.to_container(over)
+    for key, value, expected in _misshapen(Config, plain, ""):
         raise InputError(f"{key} in {source} is {value!r}: expected {expected}")
+    for key, text in _texts(plain, ""):
+        # A resolver such as oc.env would copy secrets into resolved.yaml, which is committed.
+        if "${" in _REFERENCE.sub("", text):
+            raise InputError(
+                f"{key} in {source} is {text!r}: of `${{...}}` only the key of another value is "
+                "allowed, such as ${sequences.length}"
+            )
+        if re.search("[\0\ud800-\udfff]", text):
+            raise InputError(f"{key} in {source} is {text!r}: it holds a NUL or half a character")
     try:
         return OmegaConf.merge(base, over)
     except ConfigKeyError as error:
@@ -314,8 +346,22 @@ def _misshapen(section: Any, over: Any, prefix: str) -> Iterator[tuple[str, Any,
             yield from _misshapen(item.type, value, f"{name}.")
         elif is_dataclass(item.type):
             yield name, value, "keys and values"
-        elif item.type == list[str] and not isinstance(value, list):
-            yield name, value, "a list"
+        elif item.type == list[str] and (
+            not isinstance(value, list) or any(isinstance(entry, list | dict) for entry in value)
+        ):
+            yield name, value, "a list of texts"
+
+
+def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
+    """The texts of a configuration, each with its key."""
+    if isinstance(tree, str):
+        yield key, tree
+    elif isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from _texts(value, f"{key}.{name}".removeprefix("."))
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _texts(value, key)
 
 
 def _allowed(key: str, known: list[str]) -> str:
@@ -361,6 +407,14 @@ def _contradictions(c: Config) -> Iterator[str]:
             yield f"corpus.sha256 is {c.corpus.sha256!r}: an archive needs 64 hexadecimal digits"
         if not c.corpus.folders:
             yield "corpus.folders is empty: name the folders of the archive that hold reviews"
+        for folder in c.corpus.folders:
+            if folder.startswith("/") or ".." in folder.split("/"):
+                yield f"corpus.folders has {folder!r}: no folder of an archive lies outside of it"
+    if re.match(r"\w+://[^/]*@", c.corpus.url):
+        yield (
+            "corpus.url holds a name or a password, and resolved.yaml with it is committed: put "
+            "them into ~/.netrc"
+        )
     if c.model.embed_dim % c.model.num_heads:
         yield (
             f"model.embed_dim is {c.model.embed_dim}, not divisible by model.num_heads, "
@@ -388,8 +442,18 @@ def _contradictions(c: Config) -> Iterator[str]:
             f"train.weight_decay is {c.train.weight_decay} but train.optimizer is "
             f"{c.train.optimizer}: only adamw decays weights"
         )
-    if c.tracking.alias == "latest":
-        yield "tracking.alias is 'latest': MLflow reserves it, choose another"
+    if not _NAME.fullmatch(c.tracking.model_name):
+        yield (
+            f"tracking.model_name is {c.tracking.model_name!r}: allowed are up to 200 letters, "
+            "digits, spaces and any of `_.-`, a letter or a digit first"
+        )
+    if re.fullmatch(r"latest|v\d+", c.tracking.alias, re.IGNORECASE):
+        yield f"tracking.alias is {c.tracking.alias!r}: MLflow reserves it, choose another"
+    elif not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", c.tracking.alias):
+        yield (
+            f"tracking.alias is {c.tracking.alias!r}: allowed are up to 200 letters, digits and "
+            "any of `_-`"
+        )
     if c.tracking.alias == "champion":
         yield "tracking.alias is 'champion': the gate gives that one, choose another"
     for name, sampling in (

@@ -12,6 +12,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,7 +40,13 @@ SCHEMA = pa.schema(
 # Twelve times the official archive: a body that announces no length must not fill the disk.
 MAX_UNANNOUNCED_BYTES = 2**30
 REVIEWS_AT_ONCE = 10_000  # 13 MB of IMDB's
+# Three times as long once its punctuation stands apart, it fits into an Arrow array (2 GiB) still.
+MAX_REVIEW_BYTES = 2**28
 _CHUNK_BYTES = 2**16
+# The padding of a tar makes a small one look like a bomb: up to this, no ratio counts.
+_SMALL_BYTES = 2**20
+# tarfile reads these headers whole; they hold a long name, the time, and the like.
+_MAX_HEADER_BYTES = 2**12
 _REVIEW_NAME = re.compile(r"([0-9]{1,18})_([0-9]{1,2})\.txt")
 # What a broken line or a busy host raises, from before the first byte to the middle of the body.
 _PASSING = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
@@ -206,6 +213,51 @@ def _wrong_checksum(url: str, expected: str, found: str, then: str) -> InputErro
     )
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a corpus may hold, so that no small file fills the memory or keeps a machine busy.
+
+    Attributes:
+        max_bytes: of an archive, unpacked; of a corpus of files, in its texts.
+        max_members: of an archive, whatever they are; or reviews.
+        max_ratio: unpacked bytes to a byte of an archive (from 1 MiB on).
+    """
+
+    max_bytes: int = 2_000_000_000
+    max_members: int = 1_000_000
+    max_ratio: float = 100.0
+
+    def check(self, where: object, size: int, members: int) -> None:
+        """Raises InputError where there are too many bytes or members."""
+        for key, found, unit in (
+            ("max_bytes", size, "bytes"),
+            ("max_members", members, "members or reviews"),
+        ):
+            if found > (most := getattr(self, key)):
+                raise InputError(
+                    f"{where} holds over {most:,} {unit}: if that is meant, raise corpus.{key}."
+                )
+
+
+class _Unpacked:
+    """A gzip stream that gives no more bytes than the limits allow."""
+
+    def __init__(self, stream: gzip.GzipFile, path: Path, limits: Limits) -> None:
+        self.stream, self.path, self.limits, self.size = stream, path, limits, 0
+        self.most = max(path.stat().st_size * limits.max_ratio, _SMALL_BYTES)
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.size += len(data)
+        self.limits.check(self.path, self.size, 0)
+        if self.size > self.most:
+            raise InputError(
+                f"{self.path} unpacks to over {self.limits.max_ratio:g} times its size, as a bomb "
+                "does: if that is meant, raise corpus.max_ratio."
+            )
+        return data
+
+
 class _Member(tarfile.TarInfo):
     """A member whose damaged header is an error; TarFile would take it for the archive's end."""
 
@@ -218,8 +270,29 @@ class _Member(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {archive.offset} of the tar") from error
 
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.size < 0:
+            raise tarfile.ReadError(f"{self.name!r} has a negative size")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            self._proc_gnusparse_10()
+        if self.type in _HEADERS and self.size > _MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
-def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") -> pa.Table:
+    def _proc_gnusparse_10(self, *args: object) -> None:
+        """The map of a sparse member is read whole, and its holes are bytes out of nothing."""
+        raise tarfile.ReadError("a sparse member: pack it without its holes")
+
+
+_HEADERS = (
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+)
+
+
+def read_archive(
+    path: Path, folders: Sequence[str], undecodable: str = "fail", limits: Limits | None = None
+) -> pa.Table:
     """Read the reviews of some folders straight out of a .tar.gz, in one pass.
 
     Args:
@@ -227,13 +300,16 @@ def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") 
             <top>/<split>/<label>/<n>_<rating>.txt, and any other members beside them.
         folders: The folders to read, such as "aclImdb/train/pos"; nothing else is taken.
         undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
+        limits: What the archive may hold; None: those of `Limits`.
 
     Returns:
         A table of `SCHEMA` in the order of the folders, then of the number n.
 
     Raises:
-        InputError: The archive is damaged, unsafe or lacks a folder, or a review is unusable.
+        InputError: The archive is damaged, unsafe, beyond a limit or lacks a folder, or a review is
+            unusable.
     """
+    limits = limits or Limits()
     order = {posixpath.normpath(folder): number for number, folder in enumerate(folders)}
     if short := [folder for folder in order if folder.count("/") < 2]:
         raise InputError(f"corpus.folders: {short[0]!r} must read top/split/label.")
@@ -241,21 +317,32 @@ def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") 
     found: list[tuple[int, int, int, dict[str, Any]]] = []  # folder's number, n, rating, review
     try:
         with (
-            gzip.open(path) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive,
+            gzip.open(path) as unpacked,
+            tarfile.open(
+                fileobj=(stream := _Unpacked(unpacked, path, limits)),  # type: ignore[call-overload]
+                mode="r|",
+                tarinfo=_Member,
+            ) as archive,
         ):
-            for member in archive:
+            members = 0
+            while member := archive.next():
+                archive.members.clear()  # it would keep them all
+                members += 1
+                limits.check(path, 0, members)
                 where = f"{path}: member {member.name!r}"
-                if not (member.isreg() or member.isdir()):
+                if not (member.isreg() or member.isdir()) or member.issparse():
                     raise InputError(f"{where} is a link or a device: such archives are refused.")
                 if member.name.startswith("/") or ".." in member.name.split("/"):
                     raise InputError(f"{where} lies outside the archive: such are refused.")
                 folder, file_name = posixpath.split(posixpath.normpath(member.name))
                 if member.isdir() or folder not in order:
-                    others.add(folder)
+                    if len(others) < 1000:  # enough for the message below
+                        others.add(folder)
                     continue
                 if not (name := _REVIEW_NAME.fullmatch(file_name)):
                     raise InputError(f"{where} is not named <n>_<rating>.txt: rename or drop it.")
+                if member.size > MAX_REVIEW_BYTES:
+                    raise _too_long(where)
                 file = archive.extractfile(member)
                 assert file is not None  # a regular member has one
                 _, *parents, label = folder.split("/")
@@ -270,7 +357,8 @@ def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") 
             # The checksum of the compressed data stands behind its last byte.
             while stream.read(_CHUNK_BYTES):
                 pass
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, RecursionError) as error:
+        # The last two: numbers that are none, and header after header with no member.
         raise InputError(
             f"{path} is not a whole .tar.gz archive ({error}): download it again, or give another "
             "one as corpus.url."
@@ -278,13 +366,18 @@ def read_archive(path: Path, folders: Sequence[str], undecodable: str = "fail") 
     if empty := set(order.values()) - {folder_number for folder_number, *_ in found}:
         raise InputError(
             f"{path}: the folder {list(order)[min(empty)]!r} of corpus.folders holds no reviews; "
-            f"the archive's other folders: {', '.join(sorted(others)[:20])}."
+            f"the archive's other folders: {', '.join(map(repr, sorted(others)[:20]))}."
         )
     found.sort(key=lambda entry: entry[:3])
     return _table(path, [review for *_, review in found])
 
 
-def read_files(path: Path, text_column: str = "text", undecodable: str = "fail") -> pa.Table:
+def read_files(
+    path: Path,
+    text_column: str = "text",
+    undecodable: str = "fail",
+    limits: Limits | None = None,
+) -> pa.Table:
     """Read a corpus of the user's own.
 
     Args:
@@ -293,12 +386,13 @@ def read_files(path: Path, text_column: str = "text", undecodable: str = "fail")
             id (otherwise the number of the line or row), split, label and rating.
         text_column: The column that holds the text.
         undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
+        limits: What the corpus may hold; None: those of `Limits`.
 
     Returns:
         A table of `SCHEMA`: files in the order of their ids, lines and rows as they stand.
 
     Raises:
-        InputError: There is no such corpus, or a review is unusable.
+        InputError: There is no such corpus, it is beyond a limit, or a review is unusable.
     """
     if path.is_dir():
         rows = _folder_rows(path, text_column)
@@ -310,7 +404,8 @@ def read_files(path: Path, text_column: str = "text", undecodable: str = "fail")
         rows = _parquet_rows(path, text_column)
     else:
         raise InputError(f"corpus.url: {path} is not a folder of .txt, a .jsonl or a .parquet.")
-    reviews = []
+    limits, size = limits or Limits(), 0
+    reviews: list[dict[str, Any]] = []
     for number, row in rows:
         review = {name: row.get(name) for name in ("id", "split", "label", "rating")}
         review["id"] = str(number if review["id"] is None else review["id"])
@@ -319,6 +414,8 @@ def read_files(path: Path, text_column: str = "text", undecodable: str = "fail")
             raise InputError(f"{where} has no text in {text_column!r} (corpus.text_column).")
         if isinstance(text, str):  # JSON can escape half of a surrogate pair
             text = text.encode("utf-8", "surrogatepass")
+        size += len(text)
+        limits.check(path, size, len(reviews) + 1)
         review["text"] = _text(text, where, undecodable)
         reviews.append(review)
     return _table(path, reviews)
@@ -328,15 +425,20 @@ def _folder_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, 
     files = {file.relative_to(path).as_posix()[:-4]: file for file in path.rglob("*.txt")}
     for number, name in enumerate(sorted(files)):
         if files[name].is_file():
+            if files[name].stat().st_size > MAX_REVIEW_BYTES:
+                raise _too_long(files[name])
             yield number, {"id": name, text_column: files[name].read_bytes()}
 
 
 def _json_rows(path: Path, undecodable: str) -> Iterator[tuple[int, dict[str, Any]]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(MAX_REVIEW_BYTES + 1), b"")
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             where = f"{path}: line {number}"
+            if len(line) > MAX_REVIEW_BYTES:
+                raise _too_long(where)
             try:
                 row = json.loads(_text(line, where, undecodable))
             except (ValueError, RecursionError) as error:
@@ -349,19 +451,27 @@ def _json_rows(path: Path, undecodable: str) -> Iterator[tuple[int, dict[str, An
 def _parquet_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with pq.ParquetFile(path) as file:
-            wanted = {text_column, *SCHEMA.names} & set(file.schema_arrow.names)
-            table = file.read(sorted(wanted))
-        if text_column in wanted:
-            # As bytes, because Arrow does not check that a file's strings are UTF-8.
-            texts = table[text_column].cast(pa.large_binary())
-            table = table.drop_columns(text_column).append_column(text_column, texts)
-        yield from enumerate(table.to_pylist(), start=1)
+            wanted = sorted({text_column, *SCHEMA.names} & set(file.schema_arrow.names))
+            number = 0
+            for batch in file.iter_batches(1000, columns=wanted):
+                if text_column in wanted:
+                    # As bytes, because Arrow does not check that a file's strings are UTF-8.
+                    texts = batch[text_column].cast(pa.large_binary())
+                    batch = batch.set_column(wanted.index(text_column), text_column, texts)
+                for row in batch.to_pylist():
+                    yield (number := number + 1), row
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as Parquet: {error}") from error
 
 
+def _too_long(where: object) -> InputError:
+    return InputError(f"{where} has over {MAX_REVIEW_BYTES:,} bytes, too many for one review.")
+
+
 def _text(data: bytes, where: str, undecodable: str) -> str:
     """Decode one text, without the byte order mark that some editors write."""
+    if len(data) > MAX_REVIEW_BYTES:
+        raise _too_long(where)
     try:
         text = data.decode("utf-8", "replace" if undecodable == "replace" else "strict")
     except UnicodeDecodeError as error:

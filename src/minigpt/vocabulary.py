@@ -25,6 +25,8 @@ SPECIAL_TOKENS = ("", "[UNK]")
 # Texts to a task: enough that starting one costs nothing, few enough for the processor's cache.
 _PIECE = 2000
 _PIECES_TO_ADD = 32  # counts of so many are added up at once, for each has most words anew
+# And their bytes: tokens set apart, they may be three times as long, and an Arrow array has 2 GiB.
+_PIECE_BYTES = 2**28
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,7 @@ def _in_threads(
     function: Callable[[pa.Array], Any], batches: Iterable[pa.Array | pa.ChunkedArray]
 ) -> Iterator[Any]:
     """Apply a function to pieces of the texts, in order; Arrow releases the interpreter lock."""
-    pieces = (batch.slice(i, _PIECE) for batch in batches for i in range(0, len(batch), _PIECE))
+    pieces = (piece for batch in batches for piece in _pieces(batch))
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
@@ -196,3 +198,13 @@ def _in_threads(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+def _pieces(texts: pa.Array | pa.ChunkedArray) -> Iterator[pa.Array | pa.ChunkedArray]:
+    ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
+    start = 0
+    while start < len(texts):
+        most = ends[start] + _PIECE_BYTES  # the first text may be as long as it likes
+        stop = min(start + _PIECE, int(ends.searchsorted(most, side="right")))
+        yield texts.slice(start, stop - start)
+        start = stop
