@@ -1,6 +1,7 @@
 """A model directory becomes a version, and the version a champion, in real sqlite stores."""
 
 import json
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import yaml
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 import minigpt
 from minigpt import champion, registry
@@ -33,6 +35,14 @@ CONFIG: dict[str, Any] = {
         "repetition_penalty": 1.0,
         "allow_unknown": False,
         "seed": 7,
+    },
+    "tracking": {
+        "request": {
+            "max_prompts": 2,
+            "max_prompt_bytes": 100,
+            "max_tokens": 50,
+            "max_total_tokens": 100,
+        }
     },
 }
 SETTINGS = {"max_perplexity": 1000.0, "min_improvement": 0.01}
@@ -105,17 +115,84 @@ def test_registering_twice_gives_one_version(
     loaded = mlflow.pyfunc.load_model("models:/mini@best")
     assert loaded.predict(prompts, params={"top_k": 3}) == ["a", "b"]
     assert Echo.settings == {**own, "top_k": 3}
+    for asked, message in (
+        ({"max_tokens": 51}, "max_tokens is 51: allowed is 1 to 50"),
+        ({"temperature": float("nan")}, "temperature is nan: allowed"),
+        ({"top_p": float("inf")}, "top_p is inf: allowed"),
+        ({"seed": "seven"}, "seed"),
+    ):
+        with pytest.raises(MlflowException, match=message):
+            loaded.predict(prompts, params=asked)
+    loaded.predict(prompts, params={"top_q": 10**9})  # MLflow itself leaves it out, and warns
+    assert Echo.settings == own
 
     local = Path(mlflow.artifacts.download_artifacts("models:/mini@best"))
     files = {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
     assert {"serving.py", "code/minigpt/serving.py", "artifacts/model/vocabulary.txt"} <= files
-    assert not [name for name in files if Path(name).suffix in (".pkl", ".pickle", ".pyc")]
+    pickled = (".pkl", ".pickle", ".joblib", ".pt", ".npy", ".pyc")
+    assert not [name for name in files if Path(name).suffix in pickled]
     assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
     requirements = (local / "requirements.txt").read_text().split()
     assert {line.split("==")[0] for line in requirements} == set(registry.REQUIREMENTS)
     recorded = yaml.safe_load((local / "MLmodel").read_text())
+    flavor = recorded["flavors"]["python_function"]
+    assert flavor["model_code_path"] == "serving.py" and "python_model" not in flavor
+    assert flavor["config"] == CONFIG["tracking"]["request"]
     parameters = {p["name"]: p["default"] for p in json.loads(recorded["signature"]["params"])}
     assert parameters == own
+
+
+def test_other_limits_of_a_request_are_another_version(project: Path, model_dir: Path) -> None:
+    wanted = {"name": "mini", "alias": "newest", "prompts": ["a"], "tags": {}}
+    request = {**CONFIG["tracking"]["request"], "max_tokens": 60}
+    versions = []
+    for config in (CONFIG, {**CONFIG, "tracking": {"request": request}}, CONFIG):
+        tracker = Tracker("t1", config, project, strict=True)
+        versions.append(register(tracker, model_dir, **wanted)["version"])
+    assert versions == ["1", "2", "1"]
+
+
+@pytest.mark.parametrize(
+    "path", ["artifacts/model", "../elsewhere", "/etc", None, 5, {"a": "b"}, "\0"]
+)
+def test_no_code_of_a_version_from_elsewhere_is_run(
+    project: Path, tmp_path: Path, path: Any
+) -> None:
+    foreign = tmp_path / "foreign"
+    (foreign / "artifacts/model").mkdir(parents=True)
+    (foreign / "artifacts/model/vocabulary.txt").write_text("theirs")
+    mark = f"open({str(tmp_path / 'ran')!r}, 'w')"
+    for file in ("serving.py", "code/minigpt/__init__.py", "code/mlflow.py"):
+        (foreign / file).parent.mkdir(parents=True, exist_ok=True)
+        (foreign / file).write_text(mark)
+    flavor = {
+        "loader_module": "serving",
+        "model_code_path": "serving.py",
+        "code": "code",
+        "python_model": "python_model.pkl",
+        "artifacts": {"model": {"path": path, "uri": "file:///etc"}},
+    }
+    (foreign / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
+    (foreign / "python_model.pkl").write_bytes(pickle.dumps(Opens(mark)))
+    uri = f"sqlite:///{project}/mlflow.db"
+    client = MlflowClient(uri)
+    client.create_registered_model("mini")
+    version = client.create_model_version("mini", foreign.as_uri()).version
+    held = registry.fetch(uri, "mini", str(version), tmp_path / "fetched")
+    if path == "artifacts/model":
+        assert held and (held / "vocabulary.txt").read_text() == "theirs"
+        assert held.is_relative_to(tmp_path / "fetched")
+    else:
+        assert held is None
+    assert not (tmp_path / "ran").exists()
+
+
+class Opens:
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> Any:
+        return exec, (self.code,)
 
 
 def test_a_model_that_does_not_work_is_not_registered(
@@ -154,6 +231,7 @@ def test_a_version_is_tagged_with_where_it_came_from(project: Path, model_dir: P
     register(tracker, model_dir, tags={"bits_per_byte": "1.5"}, **wanted)
     tags = client.get_model_version("mini", "1").tags
     assert tags.pop("minigpt.model_sha256")
+    assert json.loads(tags.pop("minigpt.request")) == CONFIG["tracking"]["request"]
     assert tags == {
         "bits_per_byte": "1.5",
         "minigpt.run_id": tracker.run_id,

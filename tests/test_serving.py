@@ -26,6 +26,15 @@ SAMPLE: dict[str, Any] = {
 }
 
 
+LIMITS = {
+    "max_prompts": 256,
+    "max_prompt_bytes": 100_000,
+    "max_tokens": 1000,
+    "max_total_tokens": 10_000,
+}
+CONFIG = {"sample": SAMPLE, "tracking": {"request": LIMITS}}
+
+
 class FakeGenerator:
     """Writes down how it was called."""
 
@@ -65,7 +74,7 @@ def writer(tmp_path: Any, monkeypatch: Any) -> ReviewWriter:
         monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
         monkeypatch.setattr(minigpt, name, fake, raising=False)
     writer = ReviewWriter()
-    writer.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}))
+    writer.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}, model_config=LIMITS))
     return writer
 
 
@@ -98,7 +107,10 @@ def test_settings_of_a_request(writer: Any) -> None:
         ({"top_k": -1}, "top_k is -1: allowed"),
         ({"repetition_penalty": 0.5}, "repetition_penalty is 0.5: allowed"),
         ({"max_tokens": 0}, "max_tokens is 0: allowed is 1 to 1000"),
-        ({"max_tokens": 10**9}, "max_tokens is 1000000000: allowed is 1 to 1000"),
+        ({"max_tokens": 1001}, "max_tokens is 1001: allowed is 1 to 1000"),
+        ({"max_tokens": 10**9}, "max_tokens is 1000000000: allowed is 1 to 1"),
+        ({"temperature": 10**400}, "temperature is 1000"),
+        ({"top_p": float("-inf")}, "top_p is -inf: allowed"),
         ({"seed": -1}, "seed is -1: allowed"),
         ({"max_tokens": 2.5}, "max_tokens is 2.5: a value of type long"),
         ({"max_tokens": True}, "max_tokens is True: a value of type long"),
@@ -118,8 +130,16 @@ def test_settings_that_make_no_sense(writer: Any, params: Any, message: str) -> 
     [
         ([], "0 prompts in one request: allowed are 1 to 256"),
         (["a"] * 257, "257 prompts in one request"),
+        (["a"] * 126, "126 prompts with max_tokens 80 are 10080 tokens: allowed are 10000 in one"),
         (["ä" * 50_000, "b"], "100001 bytes: allowed are 100000"),
         ([""], "the prompt '' is empty"),
+        (None, "the input is of type NoneType"),
+        (7, "the input is of type int"),
+        ({"a": "b"}, "the input is of type dict"),
+        (
+            pd.DataFrame([["a", "b"]], columns=["prompt", "prompt"]),
+            "the input is of type DataFrame",
+        ),
         ([None], "prompt 1 is of type NoneType"),
         ([["a"]], "prompt 1 is of type list"),
         (["a \ud800"], "isn't valid Unicode"),
@@ -131,6 +151,33 @@ def test_prompts_that_make_no_sense(writer: Any, prompts: Any, message: str) -> 
         writer.predict(None, prompts)
     assert message in raised.value.message
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+def test_the_limits_of_a_request_are_the_configuration_s(writer: Any) -> None:
+    writer.limits = {**LIMITS, "max_tokens": 5, "max_total_tokens": 9, "max_prompt_bytes": 3}
+    assert writer.predict(None, ["abc"], {"max_tokens": 5}) == ["abc and so on"]
+    for prompts, tokens, message in (
+        (["a"], 6, "max_tokens is 6: allowed is 1 to 5"),
+        (["a", "b"], 5, "2 prompts with max_tokens 5 are 10 tokens: allowed are 9"),
+        (["abcd"], 5, "4 bytes: allowed are 3"),
+    ):
+        with pytest.raises(MlflowException, match=message):
+            writer.predict(None, prompts, {"max_tokens": tokens})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"max_tokens": None}, "model_config lacks max_tokens"),
+        ({"max_tokens": 0}, "max_tokens is 0: allowed is 8"),
+        ({"max_prompts": float("inf")}, "max_prompts is inf: a value of type long"),
+        ({"max_tokns": 5}, "unknown parameter 'max_tokns': known are max_prompts,"),
+    ],
+)
+def test_limits_that_make_no_sense_are_refused_at_the_start(change: Any, message: str) -> None:
+    context = SimpleNamespace(artifacts={}, model_config={**LIMITS, **change})
+    with pytest.raises(MlflowException, match=message):
+        ReviewWriter().load_context(context)
 
 
 def test_requests_wait_for_each_other(writer: Any) -> None:
@@ -147,7 +194,7 @@ def test_requests_wait_for_each_other(writer: Any) -> None:
 
 
 def test_the_signature_has_the_defaults_and_accepts_the_example() -> None:
-    made = serving.signature({"sample": SAMPLE})
+    made = serving.signature(CONFIG)
     assert made.inputs.input_names() == ["prompt"]
     assert {p["name"]: p["type"] for p in made.params.to_dict()} == {
         **dict.fromkeys(("max_tokens", "top_k", "seed"), "long"),
@@ -155,8 +202,8 @@ def test_the_signature_has_the_defaults_and_accepts_the_example() -> None:
         "allow_unknown": "boolean",
     }
     assert {p["name"]: p["default"] for p in made.params.to_dict()}["temperature"] == 0.9
-    long = serving.signature({"sample": {**SAMPLE, "max_tokens": 5000}})
-    assert long.params.to_dict()[0]["default"] == serving.MAX_NEW_TOKENS
+    long = serving.signature({**CONFIG, "sample": {**SAMPLE, "max_tokens": 5000}})
+    assert long.params.to_dict()[0]["default"] == LIMITS["max_tokens"]
     prompts, params = serving.example(["this movie"])
     assert list(prompts["prompt"]) == ["this movie"]
     assert set(params) <= set(SAMPLE)

@@ -34,7 +34,8 @@ def register(
 
     Args:
         tracker: a strict one, of the run that the model belongs to.
-        model_dir: the model directory; the same one of the same run is registered once.
+        model_dir: the model directory; the same one of the same run is registered once, unless the
+            limits of a request (`tracking.request` of the configuration) are others.
         name: the registered model's.
         alias: set to the version.
         prompts: the input example.
@@ -51,10 +52,11 @@ def register(
     digest = _directory_sha256(model_dir)
 
     def find_or_create(client: MlflowClient) -> str:
-        tag = "minigpt.model_sha256"
-        wanted = {**tags, **_lineage(client.get_run(tracker.run_id)), tag: digest}
+        request = json.dumps(tracker.config["tracking"]["request"], sort_keys=True)
+        same = {"minigpt.model_sha256": digest, "minigpt.request": request}
+        wanted = {**tags, **_lineage(client.get_run(tracker.run_id)), **same}
         for found in client.search_model_versions(f"run_id = '{tracker.run_id}'"):
-            if found.name == name and found.tags.get(tag) == digest:
+            if found.name == name and same.items() <= found.tags.items():
                 for key, value in wanted.items() - found.tags.items():  # measured again since
                     client.set_model_version_tag(name, found.version, key, value)
                 return str(found.version)
@@ -137,7 +139,7 @@ def challenge(
 
 
 def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
-    """Downloads a version's model directory.
+    """Downloads a version's model directory; no code that came with it is run.
 
     Args:
         uri: of the store.
@@ -156,8 +158,12 @@ def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
         local = mlflow.artifacts.download_artifacts(
             f"models:/{name}/{number}", dst_path=str(folder)
         )
-    held = Model.load(local).flavors.get("python_function", {}).get("artifacts", {})
-    return Path(local) / str(held["model"]["path"]) if "model" in held else None
+    try:
+        held = Model.load(local).flavors["python_function"]["artifacts"]["model"]["path"]
+        directory = Path(local, held).resolve()
+    except Exception:  # MLflow raises many kinds for a description that it did not write
+        return None
+    return directory if directory.is_relative_to(Path(local).resolve()) else None
 
 
 def _champion(
@@ -205,6 +211,7 @@ def _log_model(tracker: Tracker, model_dir: Path, prompts: Sequence[str]) -> str
             code_paths=[str(Path(__file__).resolve().parent)],
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
             signature=serving.signature(tracker.config),
+            model_config=dict(tracker.config["tracking"]["request"]),
             input_example=example,
         )
         # MLflow only warns of a model that doesn't work; one that fails here isn't registered.

@@ -36,7 +36,12 @@ USER, PASSWORD = "trainer", "a long pass-phrase/of ours"
 DATABASE_PASSWORD = "database-secret"
 SAMPLE = {"max_tokens": 40, "temperature": 0.9, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
 SAMPLE |= {"repetition_penalty": 1.0, "allow_unknown": False, "seed": 7}
-CONFIG = {"vocabulary": {"style": "spaced"}, "sample": {"prompts": ["this movie"], **SAMPLE}}
+REQUEST = {"max_prompts": 9, "max_prompt_bytes": 999, "max_tokens": 99, "max_total_tokens": 999}
+CONFIG = {
+    "vocabulary": {"style": "spaced"},
+    "sample": {"prompts": ["this movie"], **SAMPLE},
+    "tracking": {"request": REQUEST},
+}
 
 
 class Server(NamedTuple):
