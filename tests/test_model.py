@@ -1,11 +1,13 @@
 """The network against Keras's own layers, its cache, and the model directory."""
 
+import io
 import json
 import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -315,14 +317,138 @@ def test_a_malformed_file(copied: Path, name: str, change: Any) -> None:
 
 def test_another_kind_of_model(copied: Path) -> None:
     keras.Sequential([keras.Input((2,)), layers.Dense(1)]).save(copied / model.MODEL_FILE)
-    with pytest.raises(InputError, match="dvc repro"):
+    with pytest.raises(InputError, match="is no MiniGPT; run `dvc repro"):
         model.load(copied)
 
 
 def test_code_in_a_model_file_is_not_run(copied: Path) -> None:
     unsafe = keras.Sequential([keras.Input((2,)), layers.Lambda(lambda x: x)])
     unsafe.save(copied / model.MODEL_FILE)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="is no MiniGPT"):
+        model.load(copied)
+
+
+def rewrite(
+    file: Path, change: Any = None, weights: bytes = b"", extra: dict[str, bytes] | None = None
+) -> None:
+    """Writes a model file anew with another description or other weights, and right checksums."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    if change:
+        described = json.loads(members["config.json"])
+        change(described)
+        members["config.json"] = json.dumps(described).encode()
+    members["model.weights.h5"] = weights or members["model.weights.h5"]
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in {**members, **(extra or {})}.items():
+            archive.writestr(name, content)
+
+
+def settings_of(**changes: Any) -> Any:
+    return lambda description: description["config"].update(changes)
+
+
+LAMBDA = {"class_name": "__lambda__", "config": {"value": "code"}}
+SYSTEM = {"module": "os", "class_name": "system", "config": "id", "registered_name": "os>system"}
+GET_FILE = {"module": "keras.utils", "class_name": "function", "config": "get_file"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (settings_of(dropout=LAMBDA), "dropout is"),
+        (settings_of(vocabulary_size=SYSTEM), "vocabulary_size is"),
+        (settings_of(dtype=GET_FILE), "dvc repro"),
+        (settings_of(dtype={"config": {"name": "int8_from_float32"}}), "its dtype policy is"),
+        (settings_of(vocabulary_size=10**12), "describes more weights than it holds"),
+        (settings_of(context_length=10**12), "describes more weights than it holds"),
+        (settings_of(num_heads=10**6), "describes more weights than it holds"),
+        (settings_of(feed_forward_dim=10**9), "describes more weights than it holds"),
+        (settings_of(num_blocks=10**9), "describes more weights than it holds"),
+        (settings_of(num_heads=4), "dvc repro"),
+        (settings_of(embed_dim=0), "embed_dim is 0"),
+        (settings_of(embed_dim=True), "embed_dim is True"),
+        (settings_of(embed_dim="16"), "embed_dim is '16'"),
+        (settings_of(dropout=float("nan")), "dropout is nan"),
+        (settings_of(tied_embeddings=1), "tied_embeddings is 1"),
+        (lambda given: given.update(SYSTEM), "is no MiniGPT"),
+        (lambda given: given.pop("config"), "config"),
+        (lambda given: given["config"].pop("key_dim"), "key_dim"),
+    ],
+)
+def test_a_description_that_asks_for_something_else(copied: Path, change: Any, says: str) -> None:
+    rewrite(copied / model.MODEL_FILE, change)
+    with pytest.raises(InputError, match=says):
+        model.load(copied)
+
+
+def test_only_the_settings_of_a_description_count(copied: Path) -> None:
+    def change(given: dict[str, Any]) -> None:
+        given.update(module="os", class_name="system", compile_config=LAMBDA, build_config=LAMBDA)
+        given["config"].update(name=LAMBDA, trainable=SYSTEM, other=GET_FILE)
+
+    rewrite(copied / model.MODEL_FILE, change, extra={"assets/x": b"", "../../outside": b"x"})
+    assert model.load(copied).network.settings["embed_dim"] == 16
+    assert not (copied.parent.parent / "outside").exists()
+
+
+def test_a_bomb_in_the_zip(copied: Path) -> None:
+    with zipfile.ZipFile(copied / model.MODEL_FILE, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", bytes(2**20))
+    with pytest.raises(InputError, match=r"'config\.json' is compressed"):
+        model.load(copied)
+
+
+def not_a_number(group: Any) -> None:
+    group["0"][3, 4] = np.nan
+
+
+def enormous(group: Any) -> None:
+    del group["0"]
+    group.create_dataset("0", (2**20, 2**20), "float32", chunks=(1024, 1024), compression="gzip")
+
+
+def elsewhere(group: Any) -> None:
+    del group["0"]
+    group["0"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def words(group: Any) -> None:
+    del group["0"]
+    group["0"] = ["a", "b"]
+
+
+def smaller(group: Any) -> None:
+    del group["0"]
+    group["0"] = np.zeros((3, 4), "float32")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (not_a_number, "embeddings holds values that are no numbers"),
+        (enormous, "layers/embedding/vars/0 is of another shape or type"),
+        (elsewhere, "lacks layers/embedding/vars/0"),
+        (words, "layers/embedding/vars/0 is of another shape or type"),
+        (smaller, "layers/embedding/vars/0 is of another shape or type"),
+    ],
+)
+def test_weights_that_make_no_sense(copied: Path, change: Any, says: str) -> None:
+    with zipfile.ZipFile(copied / model.MODEL_FILE) as archive:
+        file = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(file, "r+") as weights:
+        change(weights["layers/embedding/vars"])
+    rewrite(copied / model.MODEL_FILE, weights=file.getvalue())
+    with pytest.raises(InputError, match=says):
+        model.load(copied)
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"vocabulary": None}, {"vocabulary": {"style": "other"}}, {"vocabulary": []}]
+)
+def test_a_configuration_without_a_style(copied: Path, config: Any) -> None:
+    (copied / model.CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(InputError, match="dvc repro"):
         model.load(copied)
 
 
