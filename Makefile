@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo repro retrain ui bench test soak lint lock
+.PHONY: help setup demo repro retrain ui bench test soak fuzz lint lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -39,9 +39,11 @@ repro: setup  ## dvc repro: the real thing, on IMDB
 retrain: setup  ## pull, reproduce, report and push, as CI does (RETRAIN_EXPERIMENT=, RETRAIN_OVERRIDES=)
 	PYTHONPATH=src python -m minigpt.retrain
 
+# The store's address comes in the environment: a command line, which may hold a password, is seen by all.
+PORT ?= 5000
 ui: setup  ## the MLflow UI on http://127.0.0.1:5000
-	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port 5000 \
-	  --workers 1 --backend-store-uri "$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}"
+	MLFLOW_BACKEND_STORE_URI="$${MLFLOW_TRACKING_URI:-sqlite:///$(CURDIR)/mlflow.db}" \
+	  MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow server --host 127.0.0.1 --port $(PORT) --workers 1
 
 bench: setup  ## measure against the published script (ARGS=--help)
 	python -m benchmarks $(ARGS)
@@ -60,9 +62,11 @@ test: lint  ## lint, types, and the tests on every installed Keras backend
 	@if python -c 'import torch' 2>/dev/null; then \
 	  KERAS_BACKEND=torch pytest -q -n 2 --dist loadfile -m backend; fi
 
-MINUTES ?= 10
 soak: setup  ## kill each stage at random moments and compare what comes of it (MINUTES=10)
-	python tests/pipeline/soak.py --minutes $(MINUTES)
+	python tests/pipeline/soak.py --minutes $(or $(MINUTES),10)
+
+fuzz: setup  ## hostile input at random (MINUTES=1)
+	python tests/fuzz.py $(or $(MINUTES),1)
 
 lock:  ## resolve requirements.lock again (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -17,7 +17,7 @@ from mlflow.entities import Run
 
 from minigpt import tracking
 from minigpt.errors import InputError
-from minigpt.tracking import Tracker, replay, tracking_uri
+from minigpt.tracking import Tracker, redact, replay, tracking_uri
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -428,3 +428,21 @@ def test_no_secret_and_no_overlong_value_is_logged(project: Path) -> None:
     assert len(params["a"]) <= 6000 and params["a"] != params["b"]
     assert len(params) > 150
     assert b"hunter2" not in (project / "mlflow.db").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hunter2@host:5000/a", "http://host:5000/a"),
+        ("postgresql://me:hun/ter2@host/db failed", "postgresql://host/db failed"),
+        ("http://hunter2@host and https://a:hunter2@b", "http://host and https://b"),
+        (
+            "mysql://host/db?user=me&password=hunter2&x=1",
+            "mysql://host/db?user=me&password=...&x=1",
+        ),
+        ("https://example.org/a@b.tar.gz", "https://example.org/a@b.tar.gz"),
+        ("sqlite:////home/me/mlflow.db", "sqlite:////home/me/mlflow.db"),
+    ],
+)
+def test_what_is_shown_of_an_address(text: str, shown: str) -> None:
+    assert redact(text) == shown

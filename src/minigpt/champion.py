@@ -48,7 +48,7 @@ def store(uri: str) -> Iterator[MlflowClient]:
     try:
         yield MlflowClient(uri)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = redact(str(error).strip().split("\n")[0][:500])
+        reason = redact(str(error).strip().split("\n")[0])[:500]
         raise InputError(f"MLflow at {redact(uri)} can't be used: {reason}") from error
 
 

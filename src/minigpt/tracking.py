@@ -212,7 +212,7 @@ class Tracker:
         except Exception as error:  # MLflow, requests, SQLAlchemy, boto: each raises its own
             self._lost_s += time.monotonic() - began
             self.offline, self._client = True, None
-            where, reason = redact(self.uri), redact(str(error).strip().split("\n")[0][:500])
+            where, reason = redact(self.uri), redact(str(error).strip().split("\n")[0])[:500]
             if self.strict:
                 raise InputError(
                     f"MLflow at {where} can't be used: {reason}; see that it runs, or set "
@@ -354,7 +354,7 @@ def furnish(client: MlflowClient, experiment_id: str) -> None:
 
 def redact(text: str) -> str:
     """The text with the credentials in its URLs left out."""
-    text = re.sub(r"//[^/\s]*@", "//", text)
+    text = re.sub(r"//([^/\s:@]*:[^\s@]*|[^/\s]*)@", "//", text)  # a password may hold a slash
     return re.sub(r"(?i)([?&;](?:password|passwd|pwd|token|sig)=)[^&;\s]+", r"\1...", text)
 
 
