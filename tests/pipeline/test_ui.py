@@ -40,13 +40,15 @@ def port(tmp_path: Path, empty_store: bytes) -> Iterator[int]:
             command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        for _ in range(240):
+        for _ in range(480):
             try:
                 requests.get(f"http://127.0.0.1:{port}/health", timeout=1)
                 break
             except requests.RequestException:
                 assert running.poll() is None, (tmp_path / "server.log").read_text()
                 time.sleep(0.5)
+        else:
+            raise AssertionError((tmp_path / "server.log").read_text())
         yield port
     finally:
         os.killpg(running.pid, signal.SIGTERM)
