@@ -62,7 +62,9 @@ def weighted_losses(
         rows = _with_ones(ops.cast(hidden, "float32")) * weights[..., None]  # (B, T, C + 1)
         flat_targets = ops.reshape(targets, (-1,))
         d_rows = ops.segment_sum(ops.reshape(rows, (-1, width + 1)), flat_targets, words)
-        d_kernel = -ops.transpose(d_rows)  # (C + 1, V)
+        # Its negative, from which the blocks are subtracted: TensorFlow rewrites a chain of
+        # additions, and the last bits of the sum were others in each process.
+        against_kernel = ops.transpose(d_rows)  # (C + 1, V)
         for at in _blocks(hidden):
             loss, _, exponentials, total = _losses(hidden[:, at], narrow, bias, targets[:, at])
             losses.append(loss)
@@ -73,10 +75,10 @@ def weighted_losses(
             columns = ops.reshape(rows[:, at] / total, (-1, width + 1))
             columns = ops.transpose(ops.cast(columns, hidden.dtype))
             products = ops.matmul(columns, ops.reshape(exponentials, (-1, words)))
-            d_kernel = d_kernel + ops.cast(products, "float32")
+            against_kernel = against_kernel - ops.cast(products, "float32")
         chosen = ops.cast(ops.take(backwards, targets, axis=0), "float32")  # (B, T, C)
         d_hidden = ops.concatenate(d_hidden, axis=1) - chosen * weights[..., None]
-        d_kernel, d_bias = d_kernel[:-1], d_kernel[-1]
+        d_kernel, d_bias = -against_kernel[:-1], -against_kernel[-1]
         losses = ops.concatenate(losses, axis=1)
         sums = ops.stack([ops.sum(losses * weights), ops.sum(losses * observed)])
 
