@@ -90,7 +90,8 @@ def write_sequences(path: Path) -> None:
     offsets = np.array([0, len(ids)])
     kwargs: dict[str, Any] = {"length": 80, "policy": "windows", "shards": 2}
     kwargs |= {"validation_fraction": 0, "vocabulary_sha256": "a" * 64, "vocabulary_size": 9}
-    sequences.write(path, ids, offsets, ["a"], np.array([False]), **kwargs)
+    reviews = sequences.Encoded(corpus.pa.array(["a"]), ids, offsets, np.array([False]))
+    sequences.write(path, [reviews], **kwargs)
 
 
 def write_reviews(path: Path) -> None:

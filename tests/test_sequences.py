@@ -302,10 +302,7 @@ def test_hostile_reviews_go_right_through(tmp_path, style):
 
     write(
         tmp_path / "sequences",
-        ids=ids,
-        offsets=offsets,
-        review_ids=reviews["id"].to_pylist(),
-        validation_mask=np.zeros(len(HOSTILE), bool),
+        encoded(ids, offsets, held_out=()),
         length=10_000,
         validation_fraction=0,
         shards=1,
