@@ -129,7 +129,7 @@ def write(
         spool, waiting = fresh / "ids", []
         with spool.open("wb") as file:
             for batch in batches:
-                file.write(np.ascontiguousarray(batch.ids, np.int32))  # tofile tells no errno
+                file.write(np.ascontiguousarray(batch.ids, np.int32).data)  # tofile tells no errno
                 nothing = np.zeros(0, np.int32)  # a view of what is there would keep it
                 waiting.append(batch._replace(ids=nothing))
                 for split, counts in splits.items():
