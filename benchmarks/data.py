@@ -43,7 +43,7 @@ def existing(archive: Path) -> Path:
 def texts(archive: Path) -> pa.Array:
     """The reviews: a few of the sample in a tiny run."""
     archive = existing(archive)
-    found = corpus.read_archive(archive, FOLDERS)["text"].combine_chunks()
+    found = pa.Table.from_batches(corpus.read_archive(archive, FOLDERS))["text"].combine_chunks()
     return found.slice(0, 600) if script.TINY else found
 
 

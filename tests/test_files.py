@@ -99,7 +99,7 @@ def write_reviews(path: Path) -> None:
     texts = [rng.bytes(1000).hex() for _ in range(400)]
     rows = {"id": [str(n) for n in range(400)], "text": texts}
     rows |= {"split": [""] * 400, "label": [None] * 400, "rating": [None] * 400}
-    corpus.write_reviews(corpus.pa.table(rows, schema=corpus.SCHEMA), path)
+    corpus.write_reviews([corpus.pa.record_batch(rows, schema=corpus.SCHEMA)], path)
 
 
 def network() -> model.MiniGPT:

@@ -8,13 +8,14 @@ import posixpath
 import re
 import shutil
 import tarfile
+import tempfile
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -40,6 +41,7 @@ SCHEMA = pa.schema(
 # Twelve times the official archive: a body that announces no length must not fill the disk.
 MAX_UNANNOUNCED_BYTES = 2**30
 REVIEWS_AT_ONCE = 10_000  # 13 MB of IMDB's
+_CHARACTERS_AT_ONCE = 2**26  # where reviews are long
 # Three times as long once its punctuation stands apart, it fits into an Arrow array (2 GiB) still.
 MAX_REVIEW_BYTES = 2**28
 _CHUNK_BYTES = 2**16
@@ -291,9 +293,15 @@ _HEADERS = (
 
 
 def read_archive(
-    path: Path, folders: Sequence[str], undecodable: str = "fail", limits: Limits | None = None
-) -> pa.Table:
+    path: Path,
+    folders: Sequence[str],
+    undecodable: str = "fail",
+    limits: Limits | None = None,
+    directory: Path | None = None,
+) -> Iterator[pa.RecordBatch]:
     """Read the reviews of some folders straight out of a .tar.gz, in one pass.
+
+    They stand there in any order, so they wait in a temporary file until all are read.
 
     Args:
         path: The archive, in the layout of the Large Movie Review Dataset:
@@ -301,20 +309,42 @@ def read_archive(
         folders: The folders to read, such as "aclImdb/train/pos"; nothing else is taken.
         undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
         limits: What the archive may hold; None: those of `Limits`.
+        directory: Where that file, which has no name, takes its room; None: the system's place.
 
-    Returns:
-        A table of `SCHEMA` in the order of the folders, then of the number n.
+    Yields:
+        Reviews by `SCHEMA` in the order of the folders, then of the number n, some at a time.
 
     Raises:
         InputError: The archive is damaged, unsafe, beyond a limit or lacks a folder, or a review is
             unusable.
     """
-    limits = limits or Limits()
     order = {posixpath.normpath(folder): number for number, folder in enumerate(folders)}
     if short := [folder for folder in order if folder.count("/") < 2]:
         raise InputError(f"corpus.folders: {short[0]!r} must read top/split/label.")
     others: set[str] = set()
-    found: list[tuple[int, int, int, dict[str, Any]]] = []  # folder's number, n, rating, review
+    # Of each review: its folder's number, n, rating, and the bytes of its file's name and its text.
+    entries = array("q")
+    with tempfile.TemporaryFile(dir=directory) as spool:
+        members = _members(path, order, others, undecodable, limits or Limits())
+        for folder, name, text in members:
+            number, rating, _ = re.split("[_.]", name)
+            parts = name.encode(), text.encode()
+            spool.writelines(parts)
+            entries.extend((order[folder], int(number), int(rating), *map(len, parts)))
+        places = np.array(entries, np.int64).reshape(-1, 5)
+        if empty := set(order.values()) - set(places[:, 0].tolist()):
+            named = {number: folder for folder, number in order.items()}
+            raise InputError(
+                f"{path}: the folder {named[min(empty)]!r} of corpus.folders holds no reviews; "
+                f"the archive's other folders: {', '.join(map(repr, sorted(others)[:20]))}."
+            )
+        yield from _batches(path, _in_order(spool, places, order))
+
+
+def _members(
+    path: Path, order: dict[str, int], others: set[str], undecodable: str, limits: Limits
+) -> Iterator[tuple[str, str, str]]:
+    """Folder, file name and text of each review as they come; `others` gets the other folders."""
     try:
         with (
             gzip.open(path) as unpacked,
@@ -336,24 +366,16 @@ def read_archive(
                     raise InputError(f"{where} lies outside the archive: such are refused.")
                 folder, file_name = posixpath.split(posixpath.normpath(member.name))
                 if member.isdir() or folder not in order:
-                    if len(others) < 1000:  # enough for the message below
+                    if len(others) < 1000:  # enough for a message
                         others.add(folder)
                     continue
-                if not (name := _REVIEW_NAME.fullmatch(file_name)):
+                if not _REVIEW_NAME.fullmatch(file_name):
                     raise InputError(f"{where} is not named <n>_<rating>.txt: rename or drop it.")
                 if member.size > MAX_REVIEW_BYTES:
                     raise _too_long(where)
                 file = archive.extractfile(member)
                 assert file is not None  # a regular member has one
-                _, *parents, label = folder.split("/")
-                review = {
-                    "id": "/".join([*parents, label, file_name.removesuffix(".txt")]),
-                    "split": parents[-1],
-                    "label": label,
-                    "rating": int(name[2]),
-                    "text": _text(file.read(), where, undecodable),
-                }
-                found.append((order[folder], int(name[1]), int(name[2]), review))
+                yield folder, file_name, _text(file.read(), where, undecodable)
             # The checksum of the compressed data stands behind its last byte.
             while stream.read(_CHUNK_BYTES):
                 pass
@@ -363,13 +385,25 @@ def read_archive(
             f"{path} is not a whole .tar.gz archive ({error}): download it again, or give another "
             "one as corpus.url."
         ) from error
-    if empty := set(order.values()) - {folder_number for folder_number, *_ in found}:
-        raise InputError(
-            f"{path}: the folder {list(order)[min(empty)]!r} of corpus.folders holds no reviews; "
-            f"the archive's other folders: {', '.join(map(repr, sorted(others)[:20]))}."
-        )
-    found.sort(key=lambda entry: entry[:3])
-    return _table(path, [review for *_, review in found])
+
+
+def _in_order(
+    spool: IO[bytes], places: np.ndarray, folders: Iterable[str]
+) -> Iterator[dict[str, Any]]:
+    """What `read_archive` laid down, by folder, n and rating."""
+    starts = np.cumsum(places[:, 3:].sum(axis=1)) - places[:, 3:].sum(axis=1)
+    parts = [folder.split("/")[1:] for folder in folders]
+    for row in np.lexsort((places[:, 2], places[:, 1], places[:, 0])):
+        folder, _, rating, name_bytes, text_bytes = places[row].tolist()
+        spool.seek(int(starts[row]))
+        name = spool.read(name_bytes).decode().removesuffix(".txt")
+        yield {
+            "id": "/".join([*parts[folder], name]),
+            "split": parts[folder][-2],
+            "label": parts[folder][-1],
+            "rating": rating,
+            "text": spool.read(text_bytes).decode(),
+        }
 
 
 def read_files(
@@ -377,7 +411,7 @@ def read_files(
     text_column: str = "text",
     undecodable: str = "fail",
     limits: Limits | None = None,
-) -> pa.Table:
+) -> Iterator[pa.RecordBatch]:
     """Read a corpus of the user's own.
 
     Args:
@@ -388,8 +422,9 @@ def read_files(
         undecodable: "fail", or "replace" to put U+FFFD for what isn't UTF-8.
         limits: What the corpus may hold; None: those of `Limits`.
 
-    Returns:
-        A table of `SCHEMA`: files in the order of their ids, lines and rows as they stand.
+    Yields:
+        Reviews by `SCHEMA`, some at a time: files in the order of their ids, lines and rows as they
+        stand.
 
     Raises:
         InputError: There is no such corpus, it is beyond a limit, or a review is unusable.
@@ -404,9 +439,18 @@ def read_files(
         rows = _parquet_rows(path, text_column)
     else:
         raise InputError(f"corpus.url: {path} is not a folder of .txt, a .jsonl or a .parquet.")
-    limits, size = limits or Limits(), 0
-    reviews: list[dict[str, Any]] = []
-    for number, row in rows:
+    yield from _batches(path, _of_rows(path, rows, text_column, undecodable, limits or Limits()))
+
+
+def _of_rows(
+    path: Path,
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    text_column: str,
+    undecodable: str,
+    limits: Limits,
+) -> Iterator[dict[str, Any]]:
+    size = 0
+    for count, (number, row) in enumerate(rows, start=1):
         review = {name: row.get(name) for name in ("id", "split", "label", "rating")}
         review["id"] = str(number if review["id"] is None else review["id"])
         text, where = row.get(text_column), f"{path}: review {review['id']!r}"
@@ -415,10 +459,9 @@ def read_files(
         if isinstance(text, str):  # JSON can escape half of a surrogate pair
             text = text.encode("utf-8", "surrogatepass")
         size += len(text)
-        limits.check(path, size, len(reviews) + 1)
+        limits.check(path, size, count)
         review["text"] = _text(text, where, undecodable)
-        reviews.append(review)
-    return _table(path, reviews)
+        yield review
 
 
 def _folder_rows(path: Path, text_column: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -484,30 +527,59 @@ def _text(data: bytes, where: str, undecodable: str) -> str:
     return text
 
 
-def _table(source: Path, reviews: list[dict[str, Any]]) -> pa.Table:
-    """Put reviews into a table of `SCHEMA`, checking what holds for all of them."""
-    if not reviews:
+def _batches(source: Path, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+    """Reviews by `SCHEMA`, some at a time, once what holds for all of them is checked."""
+    ids: set[str] = set()
+    waiting: list[dict[str, Any]] = []
+    characters = 0
+    for review in reviews:
+        if review["id"] in ids:
+            raise InputError(
+                f"{source}: the id {review['id']!r} is there more than once: make them differ."
+            )
+        ids.add(review["id"])
+        waiting.append(review)
+        characters += len(review["text"])
+        if len(waiting) == REVIEWS_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+            yield _batch(source, waiting)
+            waiting, characters = [], 0
+    if waiting:
+        yield _batch(source, waiting)
+    if not ids:
         raise InputError(f"{source} holds no reviews.")
-    review_id, times = Counter(review["id"] for review in reviews).most_common(1)[0]
-    if times > 1:
-        raise InputError(
-            f"{source}: the id {review_id!r} is there {times} times: make them differ."
-        )
+
+
+def _batch(source: Path, reviews: list[dict[str, Any]]) -> pa.RecordBatch:
     columns = {name: [review[name] for review in reviews] for name in SCHEMA.names}
     columns["split"] = ["" if value is None else str(value) for value in columns["split"]]
     columns["label"] = [None if value is None else str(value) for value in columns["label"]]
     try:
         # Inferred and then cast: asked for int8 at once, Arrow would cut 7.5 to 7.
         ratings = pa.array(columns["rating"]).cast(pa.int8())
-        return pa.table(columns | {"rating": ratings}, schema=SCHEMA)
+        return pa.record_batch(columns | {"rating": ratings}, schema=SCHEMA)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise InputError(f"{source}: an id, label or rating can't be stored: {error}.") from error
 
 
-def write_reviews(table: pa.Table, path: Path) -> None:
-    """Write reviews as Parquet: the same table gives the same bytes."""
-    with files.replacing(path) as beside:
-        pq.write_table(table.combine_chunks(), beside, compression="zstd", write_page_checksum=True)
+def write_reviews(batches: Iterable[pa.RecordBatch], path: Path) -> int:
+    """Write reviews as Parquet: the same batches give the same bytes.
+
+    Args:
+        batches: Reviews by `SCHEMA`; each becomes a row group.
+        path: Replaced once all are written; left as it was when that fails.
+
+    Returns:
+        The number of reviews.
+    """
+    count = 0
+    with (
+        files.replacing(path) as beside,
+        pq.ParquetWriter(beside, SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
+        for batch in batches:
+            writer.write_batch(batch)
+            count += len(batch)
+    return count
 
 
 def read_reviews(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
@@ -545,7 +617,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
         InputError: The file is missing or damaged.
     """
     try:
-        # Unless told otherwise Arrow holds whole columns, and all reviews are in one row group.
+        # Unless told otherwise Arrow reads ahead.
         with pq.ParquetFile(
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
         ) as file:

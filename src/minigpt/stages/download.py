@@ -17,9 +17,11 @@ def run() -> None:
         bar = output.progress(f"download {settings.url}", "B", scale=True)
         archive = corpus.fetch(settings.url, settings.sha256, paths.DOWNLOADS, bar)
         log.info("reading %s", archive)
-        reviews = corpus.read_archive(archive, settings.folders, settings.undecodable, limits)
+        reviews = corpus.read_archive(
+            archive, settings.folders, settings.undecodable, limits, paths.REVIEWS.parent
+        )
     else:
         path, column = Path(settings.url), settings.text_column
         reviews = corpus.read_files(path, column, settings.undecodable, limits)
-    corpus.write_reviews(reviews, paths.REVIEWS)
-    log.info("%s reviews in %s", f"{len(reviews):,}", paths.REVIEWS)
+    count = corpus.write_reviews(reviews, paths.REVIEWS)
+    log.info("%s reviews in %s", f"{count:,}", paths.REVIEWS)
