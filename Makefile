@@ -57,10 +57,10 @@ lint: setup  ## ruff, mypy, and the workflows' schema and security
 
 # Keras has one backend to a process: what depends on it runs again on each that is installed.
 test: lint  ## lint, types, and the tests on every installed Keras backend
-	KERAS_BACKEND=tensorflow pytest -q -n 2 --dist loadfile
-	KERAS_BACKEND=jax pytest -q -n 2 --dist loadfile -m backend
+	KERAS_BACKEND=tensorflow pytest -q -n 2 --dist worksteal
+	KERAS_BACKEND=jax pytest -q -n 2 --dist worksteal -m backend
 	@if python -c 'import torch' 2>/dev/null; then \
-	  KERAS_BACKEND=torch pytest -q -n 2 --dist loadfile -m backend; fi
+	  KERAS_BACKEND=torch pytest -q -n 2 --dist worksteal -m backend; fi
 
 soak: setup  ## kill each stage at random moments and compare what comes of it (MINUTES=10)
 	python tests/pipeline/soak.py --minutes $(or $(MINUTES),10)

@@ -319,11 +319,13 @@ def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> Non
     assert before != after == slow(network, prompts((3,)), sampling)
 
 
-def test_half_precision_writes_what_it_finds_most_probable(make_network: Any) -> None:
+def test_half_precision_writes_what_it_finds_most_probable(
+    make_network: Any, compiled: Any
+) -> None:
     network = make_network(dtype="mixed_bfloat16")
     write, prompt = Generator(network, WORDS, "spaced"), prompts((7,))[0]
     text = np.concatenate([prompt, write.tokens([prompt], Sampling(10, temperature=0))[0]])
-    logits = ops.convert_to_numpy(network(text[None]))[0, 6:-1, 2 : len(WORDS)]
+    logits = ops.convert_to_numpy(compiled(network.call)(text[None]))[0, 6:-1, 2 : len(WORDS)]
     chosen = logits[np.arange(10), text[7:] - 2]
     assert (logits.max(axis=-1) - chosen <= 0.05 * np.abs(logits).max()).all()
 

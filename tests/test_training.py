@@ -54,16 +54,6 @@ def batches(epoch: int, skip: int) -> Any:
     return dataset(x[order], y[order])
 
 
-def new_trainer(seed: int) -> LossModel:
-    keras.utils.set_random_seed(seed)
-    model = LossModel(MiniGPT(WORDS, LENGTH, 16, 1, 2, 8, 16, 0.1, False), padded=False)
-    schedule = {"warmup_steps": 3, "decay": "cosine", "total_steps": EPOCHS * STEPS}
-    optimizer = training.make_optimizer("adam", **{**PLAIN, **schedule, "clip_norm": 1.0})
-    model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
-    optimizer.build(model.trainable_variables)
-    return model
-
-
 def state(model: LossModel) -> list[np.ndarray]:
     return [ops.convert_to_numpy(v) for v in [*model.variables, *model.optimizer.variables]]
 
@@ -75,7 +65,12 @@ def restore(model: LossModel, values: list[np.ndarray]) -> None:
 
 @pytest.fixture(scope="module")
 def compiled_once() -> tuple[LossModel, list[np.ndarray]]:
-    model = new_trainer(1)
+    keras.utils.set_random_seed(1)
+    model = LossModel(MiniGPT(WORDS, LENGTH, 16, 1, 2, 8, 16, 0.1, False), padded=False)
+    schedule = {"warmup_steps": 3, "decay": "cosine", "total_steps": EPOCHS * STEPS}
+    optimizer = training.make_optimizer("adam", **{**PLAIN, **schedule, "clip_norm": 1.0})
+    model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
+    optimizer.build(model.trainable_variables)
     return model, state(model)
 
 
@@ -108,8 +103,8 @@ def fit(model: LossModel, checkpoints: Checkpoints, **changes: Any) -> list[Epoc
 # A step.
 
 
-def reference(network: MiniGPT, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    logits = ops.convert_to_numpy(network(x)).astype("float64")
+def reference(call: Any, x: np.ndarray, y: np.ndarray) -> dict[str, float]:
+    logits = ops.convert_to_numpy(call(x)).astype("float64")
     logits -= logits.max(-1, keepdims=True)
     losses = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
     real = y != 0
@@ -127,12 +122,12 @@ def sequences(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndar
     return x, y
 
 
-def test_metrics_are_sums_over_tokens(make_network: Any) -> None:
+def test_metrics_are_sums_over_tokens(make_network: Any, compiled: Any) -> None:
     network = make_network(num_blocks=1, dropout=0.0)
     x, y = sequences(np.random.default_rng(0), 10)
     y[8:, 2:] = 0  # a mean over batches would give these few tokens the weight of many
     y[8:, :2] = 1
-    expected = reference(network, x, y)
+    expected = reference(compiled(network.call), x, y)
     model = LossModel(network, padded=False)
     optimizer = training.make_optimizer("adam", **{**PLAIN, "learning_rate": 1e-12})
     model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
@@ -154,10 +149,10 @@ def step(
 
 
 @pytest.mark.parametrize("during_training", [True, False])
-def test_the_loss_that_is_trained(make_network: Any, during_training: bool) -> None:
+def test_the_loss_that_is_trained(make_network: Any, compiled: Any, during_training: bool) -> None:
     network = make_network(num_blocks=1)
     x, y = sequences(np.random.default_rng(1), 3)
-    expected = reference(network, x, y)
+    expected = reference(compiled(network.call), x, y)
     assert abs(expected["loss"] - expected["seed_loss"]) > 0.1
     for padded, name in ((False, "loss"), (True, "seed_loss")):
         model = LossModel(network, padded)
@@ -274,6 +269,7 @@ class Signal(Kill):
 
 
 def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_path: Path) -> None:
+    initial = state(trainer)
     undisturbed = fit(trainer, Checkpoints(tmp_path / "undisturbed", "a", True))
     expected = state(trainer)
     rows = [epoch.row for epoch in undisturbed]
@@ -301,8 +297,9 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
         folder = tmp_path / f"stopped-{steps}"
         stopped, stop = Checkpoints(folder, "a", True), Stop()
         stopper.stop = stop
+        restore(trainer, initial)
         with pytest.raises(KeyboardInterrupt):
-            fit(new_trainer(1), stopped, callbacks=[stopper], on_epoch=told.append, stop=stop)
+            fit(trainer, stopped, callbacks=[stopper], on_epoch=told.append, stop=stop)
 
         # Another process begins with other weights, at another step.
         restore(trainer, [value + 1 for value in expected])
@@ -324,13 +321,15 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
 def test_an_epoch_whose_steps_are_all_done_is_only_validated(
     trainer: LossModel, tmp_path: Path
 ) -> None:
+    initial = state(trainer)
     rows = [epoch.row for epoch in fit(trainer, Checkpoints(tmp_path / "a", "a", True), epochs=1)]
+    restore(trainer, initial)
 
     def die() -> Any:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(new_trainer(1), Checkpoints(tmp_path / "b", "a", True), epochs=1, write_texts=die)
+        fit(trainer, Checkpoints(tmp_path / "b", "a", True), epochs=1, write_texts=die)
     going_on = Checkpoints(tmp_path / "b", "a", True)
     assert going_on.step == STEPS
     done = fit(trainer, going_on, epochs=1, batches=None)

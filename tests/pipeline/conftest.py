@@ -1,5 +1,6 @@
 """A small copy of the project, in which the real `dvc` runs."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,18 @@ from helpers import Project, new_project
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Project:
     """A clone in which the whole pipeline ran on 120 reviews; leave it as it is."""
-    project = new_project(tmp_path_factory.mktemp("finished") / "project")
-    project.dvc("repro")
-    return project
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master":  # the first worker that needs it makes it for all
+        shared = shared.parent
+    with (shared / "made.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        made, done = Project(shared / "made/project"), shared / "made/done"
+        if not done.exists():
+            new_project(made.root).dvc("repro")
+            done.touch()
+        return made.copy(tmp_path_factory.mktemp("finished") / "project")
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def test_a_temporary_run_executes_the_code_of_its_copy(project: Project) -> None
     line = r"^(    texts = write\(.*)$"
     project.edit("src/minigpt/stages/sample.py", line, r"\1\n    texts = [__file__]")
     project.edit("src/minigpt/stages/sample.py", ", strict=True", "")
-    printed = project.dvc("exp", "run", "--temp", "--name", "look", "-S", "sample.seed=5")
-    assert ran(printed) == ["compose", "sample", "register"]
+    printed = project.dvc("exp", "run", "--temp", "--name", "look", "-S", "sample.seed=5", "sample")
+    assert ran(printed) == ["compose", "sample"]
     (run,) = project.runs()[known:]
     assert (run.info.run_name, run.data.tags["dvc.exp"]) == ("look", "look")
     assert run.data.params["sample.seed"] == "5"
@@ -78,6 +78,4 @@ def test_a_temporary_run_executes_the_code_of_its_copy(project: Project) -> None
     copy = re.escape(str(project / ".dvc/tmp/exps"))
     where = artifact(run, "samples/samples.txt").strip()
     assert re.fullmatch(rf"{copy}/.+/src/minigpt/stages/sample\.py", where)
-    (version,) = project.mlflow().search_model_versions(f"run_id = '{run.info.run_id}'")
-    assert str(version.version) == "2"
     assert project.git_status() == {"src/minigpt/stages/sample.py"}

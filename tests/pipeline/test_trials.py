@@ -8,14 +8,14 @@ pytestmark = pytest.mark.pipeline
 SPACE = """\
 metric: {file: reports/evaluation.json, key: bits_per_byte}
 space:
-  train.learning_rate: {low: 0.001, high: 0.01, log: true}
-  train.batch_size: {choices: [16, 32]}
-"""
+  +gate.min_improvement: {low: 0.001, high: 0.01, log: true}
+  +gate.max_copied_run: {choices: [98, 99]}
+"""  # of what only `register` reads: a trial takes seconds
 
 
 def search(project: Project, trials: int, *more: str, code: int = 0) -> str:
     command = ("python", "-m", "minigpt", "search", "rates", "--trials", str(trials))
-    return project.run(*command, "-S", "train.epochs=1", *more, code=code, PYTHONPATH="src")
+    return project.run(*command, "-S", "+gate.max_unk_share=1", *more, code=code, PYTHONPATH="src")
 
 
 def test_every_trial_is_an_experiment_and_a_run_under_one_parent(project: Project) -> None:
@@ -34,7 +34,7 @@ def test_every_trial_is_an_experiment_and_a_run_under_one_parent(project: Projec
     assert set(names) == {"rates-0000", "rates-0002"}
     runs = [run for run in project.runs() if run.info.run_id not in known]
     (parent,) = [run for run in runs if run.data.tags.get("minigpt.search") == "rates"]
-    children = [run for run in runs if run.data.params.get("train.epochs") == "1"]
+    children = [run for run in runs if run.data.params.get("gate.max_unk_share") == "1.0"]
     assert len(children) == 2
     for child in children:
         assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
