@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,12 @@ def test_half_precision_begins_after_the_embeddings(make_network: Any) -> None:
     assert ops.convert_to_numpy(ops.all(found == expected))
 
 
-def test_logits_are_float32_under_mixed_precision(make_network: Any, logits: Any) -> None:
+def test_logits_are_float32_under_mixed_precision(
+    make_network: Any, logits: Any, compiled: Any
+) -> None:
     network = make_network(dtype="mixed_bfloat16")
     tokens = ids(2, 20)
-    assert keras.backend.standardize_dtype(network.hidden(tokens).dtype) == "bfloat16"
+    assert keras.backend.standardize_dtype(compiled(network.hidden)(tokens).dtype) == "bfloat16"
     assert {keras.backend.standardize_dtype(v.dtype) for v in network.trainable_variables} == {
         "float32"
     }
@@ -423,6 +426,19 @@ def smaller(group: Any) -> None:
     group["0"] = np.zeros((3, 4), "float32")
 
 
+def in_pieces(group: Any) -> None:
+    table = group["0"][()]
+    del group["0"]
+    group.create_dataset("0", data=table, chunks=(1, 1))
+
+
+def in_another_file(group: Any) -> None:
+    table = group["0"][()]
+    del group["0"]
+    outside = [("/etc/passwd", 0, table.nbytes)]
+    group.create_dataset("0", table.shape, table.dtype, external=outside)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -431,6 +447,8 @@ def smaller(group: Any) -> None:
         (elsewhere, "lacks layers/embedding/vars/0"),
         (words, "layers/embedding/vars/0 is of another shape or type"),
         (smaller, "layers/embedding/vars/0 is of another shape or type"),
+        (in_pieces, "layers/embedding/vars/0 is not stored in one piece"),
+        (in_another_file, "layers/embedding/vars/0 is not stored in one piece"),
     ],
 )
 def test_weights_that_make_no_sense(copied: Path, change: Any, says: str) -> None:
@@ -441,6 +459,21 @@ def test_weights_that_make_no_sense(copied: Path, change: Any, says: str) -> Non
     rewrite(copied / model.MODEL_FILE, weights=file.getvalue())
     with pytest.raises(InputError, match=says):
         model.load(copied)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_a_file_that_asks_for_more_memory_than_it_is_worth(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy(*files: Any) -> None:
+        np.empty(2**28)  # 2 GiB, as libhdf5 takes what a file tells it to
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_copy_weights", greedy)
+        with pytest.raises(InputError, match=r"not a whole model directory: .*allocate"):
+            model.load(copied)
+    np.empty(2**28)  # the limit is gone
+    model.load(copied)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ Keras backend.  Shapes: B sequences, T positions, K cached positions, H heads, D
 C a token's width, V words.
 """
 
+import contextlib
 import json
+import re
+import resource
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ CONFIG_FILE = "config.json"
 # What a model file may ask for: those that conf/ gives.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 MOST_BLOCKS = 1000
+READING_BYTES = 2**28  # of memory, beside the weights themselves
 
 
 @keras.saving.register_keras_serializable("minigpt")
@@ -358,8 +363,9 @@ def _read_network(path: Path) -> MiniGPT:
         network = MiniGPT(**settings, dtype=policy, name="minigpt")
         own = Path(folder, f"own.{weights_name}")
         network.save_weights(own)
-        _check_alike(weights, own)
-        network.load_weights(weights)
+        with _memory_limit(2 * size + READING_BYTES):
+            _copy_weights(weights, own)
+        network.load_weights(own)
     for weight in network.weights:
         if not np.all(np.isfinite(ops.convert_to_numpy(weight))):
             raise ValueError(f"{MODEL_FILE}: {weight.path} holds values that are no numbers")
@@ -389,22 +395,49 @@ def _described(description: dict[str, Any], size: int) -> tuple[dict[str, Any], 
     return settings, policy
 
 
-def _check_alike(theirs: str | Path, ours: Path) -> None:
-    """Refuses weights that are not laid out like ours: a shape may be larger than any memory.
+@contextlib.contextmanager
+def _memory_limit(more_bytes: int) -> Iterator[None]:
+    """Has this process fail to take more memory than that, on Linux.
 
-    Each name is looked up; a walk over a hostile file need not end.
+    libhdf5 takes as much as a file tells it to.
     """
-    with h5py.File(theirs) as given, h5py.File(ours) as wanted:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        yield
+        return
+    taken = re.search(r"VmData:\s+(\d+) kB", status.read_text())
+    assert taken
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [1024 * int(taken[1]) + more_bytes, *before]
+    least = min(limit for limit in limits if limit != resource.RLIM_INFINITY)
+    resource.setrlimit(resource.RLIMIT_DATA, (least, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _copy_weights(theirs: str | Path, ours: Path) -> None:
+    """Copies weights into a file that we wrote, where they are laid out like those in it.
+
+    A shape may be larger than any memory, a layout of pieces or of links lead to other files.  Each
+    name is looked up; a walk over a hostile file need not end.
+    """
+    with h5py.File(theirs) as given, h5py.File(ours, "r+") as wanted:
         names: list[str] = []
         wanted.visit(names.append)
         for name in names:
             entry, expected = given, wanted[name]
-            for part in name.split("/"):  # a link could lead to another file
+            for part in name.split("/"):
                 if not isinstance(entry.get(part, getlink=True), h5py.HardLink):
                     raise ValueError(f"{MODEL_FILE} lacks {name}")
                 entry = entry[part]
+            stored = isinstance(expected, h5py.Dataset)
             if type(entry) is not type(expected) or (
-                isinstance(expected, h5py.Dataset)
-                and (entry.shape, entry.dtype) != (expected.shape, expected.dtype)
+                stored and (entry.shape, entry.dtype) != (expected.shape, expected.dtype)
             ):
                 raise ValueError(f"{MODEL_FILE}: {name} is of another shape or type than described")
+            if stored:
+                if entry.chunks or entry.external or entry.is_virtual:
+                    raise ValueError(f"{MODEL_FILE}: {name} is not stored in one piece")
+                expected[()] = entry[()]
