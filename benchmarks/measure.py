@@ -1,5 +1,6 @@
 """What the rows share: both sides in turn, their result, and processes of their own."""
 
+import contextlib
 import json
 import os
 import statistics
@@ -76,6 +77,47 @@ def compare(
     return seconds
 
 
+def compare_processes(
+    function: str, here: Sequence[str], there: Sequence[str], rounds: int
+) -> tuple[list[float], list[float]]:
+    """Like `compare`, each side in a process of its own, so that neither has the other's memory.
+
+    Args:
+        function: `package.module.name`; called with a side's arguments it returns what is timed.
+        here: our side's arguments.
+        there: the other side's.
+        rounds: how often each is timed.
+
+    Raises:
+        NotMeasuredError: a side's process ended.
+    """
+    module, _, name = function.rpartition(".")
+    code = f"import sys\nimport {module}\nfrom benchmarks.measure import timed\n"
+    code += f"side = {module}.{name}(*sys.argv[1:])\n"
+    code += "for _ in sys.stdin:\n    print(timed(side), flush=True)"
+    # Two processes share the accelerator, of which JAX would give the first nearly all.
+    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with contextlib.ExitStack() as started:
+        sides = []
+        for arguments in (here, there):
+            command = [sys.executable, "-c", code, *arguments]
+            side = started.enter_context(subprocess.Popen(command, cwd=PROJECT, env=env, **pipes))
+            started.callback(side.kill)
+            sides.append(side)
+
+        def step(side: "subprocess.Popen[str]") -> float:
+            assert side.stdin and side.stdout
+            with contextlib.suppress(BrokenPipeError):
+                print("on", file=side.stdin, flush=True)
+            if not (said := side.stdout.readline()):
+                raise NotMeasuredError(f"{function} failed, see above")
+            return float(said)
+
+        seconds = [[step(side) for side in sides] for _ in range(rounds + 1)][1:]
+    return [pair[0] for pair in seconds], [pair[1] for pair in seconds]
+
+
 def timed(function: Callable[[], Any]) -> float:
     """The seconds that a call takes."""
     began = time.perf_counter()
@@ -113,13 +155,13 @@ def run(*command: str | Path, cwd: Path = PROJECT, **env: str) -> tuple[str, flo
 
 
 def call(function: str, *arguments: str) -> tuple[Any, float, float]:
-    """Calls `module.function(*arguments)` of this package in a new process.
+    """Calls `package.module.function(*arguments)` in a new process.
 
     Returns:
         The value, which JSON can hold; the seconds and the peak memory in MB of the process.
     """
-    module, name = function.split(".")
-    code = f"import json, sys\nfrom benchmarks import {module}\n"
+    module, _, name = function.rpartition(".")
+    code = f"import json, sys\nimport {module}\n"
     code += f"print(json.dumps({module}.{name}(*sys.argv[1:])))"
     said, seconds, peak = run(sys.executable, "-c", code, *arguments)
     return json.loads(said.splitlines()[-1]), seconds, peak

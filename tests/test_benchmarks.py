@@ -8,6 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+SIDES = """
+import time
+
+def side(name, log):
+    def call():
+        with open(log, "a") as file:
+            file.write(name)
+        time.sleep(0.01 if name == "a" else 0)
+    return call
+"""
+
 
 @pytest.fixture(scope="module")
 def training() -> Any:
@@ -28,7 +39,7 @@ def test_the_table_as_text_json_and_figure(
     monkeypatch.setattr(training, "_multiplies_bfloat16", lambda: False)
     quick = functools.partial(training.script.compiled_model, jit_compile=False)  # XLA takes long
     monkeypatch.setattr(training.script, "compiled_model", quick)
-    rows = ["bfloat16", "step", "one", "vocabulary", "prepare"]
+    rows = ["bfloat16", "one", "vocabulary", "prepare"]
     (tmp_path / "tensorflow.json").write_text(json.dumps({"cold": {"kept": 1, **_row()}}))
     arguments = ["benchmarks", "--rounds", "2", "--out", str(tmp_path), "--only", *rows]
     monkeypatch.setattr("sys.argv", arguments)
@@ -38,16 +49,32 @@ def test_the_table_as_text_json_and_figure(
     assert "| training step, bfloat16 products |  | not measured: no bfloat16 products" in printed
     found = json.loads((tmp_path / "tensorflow.json").read_text())
     assert set(found) == {*rows, "cold"} and found["cold"]["kept"] == 1
-    step = found["step"]["facts"]  # both sides from the same weights
-    assert step["loss_here"] == pytest.approx(step["loss_there"], rel=1e-5)
-    assert 0 < step["gradients_differ_by"] < 1e-5
     assert found["vocabulary"]["facts"]["identical"] is True
-    for name in ("step", "one", "vocabulary", "prepare"):
+    for name in rows[1:]:
         here, there = found[name]["here"], found[name]["there"]
         assert len(here) == len(there) == 2
         assert found[name]["ratio"] == pytest.approx(np.median(there) / np.median(here))
         assert f"| {found[name]['ratio']:.3g} | {found[name]['at_least']:g} |" in printed
     assert (tmp_path / "tensorflow.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_both_sides_of_a_step_are_alike(training: Any) -> None:
+    facts = training.agreement(*training.batch())
+    assert facts["loss_here"] == pytest.approx(facts["loss_there"], rel=1e-5)
+    assert 0 < facts["gradients_differ_by"] < 1e-5
+
+
+def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import measure
+
+    (tmp_path / "sides.py").write_text(SIDES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    log = tmp_path / "log"
+    here, there = measure.compare_processes("sides.side", ["a", str(log)], ["b", str(log)], 2)
+    assert len(here) == len(there) == 2 and min(here) >= 0.01 > max(there)
+    assert log.read_text() == "ababab"
+    with pytest.raises(measure.NotMeasuredError, match=r"sides\.side failed"):
+        measure.compare_processes("sides.side", ["a"], ["b", str(log)], 1)
 
 
 def _row() -> dict[str, Any]:

@@ -10,9 +10,10 @@ Shapes: B sequences, T positions, C a hidden state's width, V words.
 
 from typing import Any
 
+import keras
 from keras import ops
 
-BLOCK_POSITIONS = 8  # of all sequences: 1,024 tokens, 82 MB of logits, in the published batch
+BLOCK_POSITIONS = 4  # of all sequences: 512 tokens, 41 MB of logits, in the published batch
 
 
 def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
@@ -28,8 +29,13 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
         Nats of each position, float32 (B, T), and whether no word was more probable, bool (B, T).
     """
     kernel = ops.cast(kernel, hidden.dtype)
-    blocks = [_losses(hidden[:, at], kernel, bias, targets[:, at]) for at in _blocks(hidden)]
-    losses, hits = zip(*(block[:2] for block in blocks), strict=True)
+    losses: list[Any] = []
+    hits: list[Any] = []
+    for at in _blocks(hidden):
+        piece = _after(losses, hidden[:, at])
+        loss, hit, *_ = _losses(piece, kernel, bias, targets[:, at])
+        losses.append(loss)
+        hits.append(hit)
     return ops.concatenate(losses, axis=1), ops.concatenate(hits, axis=1)
 
 
@@ -55,7 +61,8 @@ def weighted_losses(
         width, words = kernel.shape
         narrow = ops.cast(kernel, hidden.dtype)
         backwards = ops.transpose(narrow)
-        losses, d_hidden = [], []
+        losses: list[Any] = []
+        d_hidden: list[Any] = []
         # The one-hot half of the gradient is a scatter of whole rows, apart from the blocks: it
         # spares a pass over their logits.  The bias is one more row of the kernel here, whose
         # input is always 1.
@@ -66,7 +73,8 @@ def weighted_losses(
         # additions, and the last bits of the sum were others in each process.
         against_kernel = ops.transpose(d_rows)  # (C + 1, V)
         for at in _blocks(hidden):
-            loss, _, exponentials, total = _losses(hidden[:, at], narrow, bias, targets[:, at])
+            piece = _after([*d_hidden, against_kernel][-2:], hidden[:, at])
+            loss, _, exponentials, total = _losses(piece, narrow, bias, targets[:, at])
             losses.append(loss)
             # Softmax divides by the total, here the few rows of the products instead of all logits.
             exponentials = ops.cast(exponentials, hidden.dtype)  # (B, t, V)
@@ -99,6 +107,19 @@ def weighted_losses(
 def _blocks(hidden: Any) -> list[slice]:
     starts = range(0, hidden.shape[1], BLOCK_POSITIONS)
     return [slice(start, start + BLOCK_POSITIONS) for start in starts]
+
+
+def _after(done: list[Any], x: Any) -> Any:
+    """x, for TensorFlow only once the others are computed.
+
+    Nothing else keeps it from projecting all blocks before it takes the gradients of the first.
+    """
+    if keras.backend.backend() != "tensorflow" or not done:
+        return x
+    import tensorflow as tf
+
+    with tf.control_dependencies(done):
+        return tf.identity(x)
 
 
 def _with_ones(x: Any) -> Any:

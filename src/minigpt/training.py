@@ -40,7 +40,7 @@ def choose_dtype_policy(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def keep_freed_memory() -> bool:
     """Has the C library keep what is freed, for this whole process, instead of giving it back.
 
-    A step asks for some GB, a block of up to 82 MB at a time, and frees them again.  By default
+    A step asks for some GB, a block of up to 41 MB at a time, and frees them again.  By default
     glibc maps fresh pages for each, which the kernel fills with zeros: a tenth of a step on 2 cores
     (benchmarks/README.md).  See mallopt(3).
 
