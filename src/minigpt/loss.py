@@ -13,7 +13,7 @@ from typing import Any
 import keras
 from keras import ops
 
-BLOCK_POSITIONS = 4  # of all sequences: 512 tokens, 41 MB of logits, in the published batch
+BLOCK_LOGITS = 80_000  # of each sequence: 4 positions, 41 MB, in the published batch of 128
 
 
 def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
@@ -31,7 +31,7 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
     kernel = ops.cast(kernel, hidden.dtype)
     losses: list[Any] = []
     hits: list[Any] = []
-    for at in _blocks(hidden):
+    for at in _blocks(hidden, kernel):
         piece = _after(losses, hidden[:, at])
         loss, hit, *_ = _losses(piece, kernel, bias, targets[:, at])
         losses.append(loss)
@@ -72,7 +72,7 @@ def weighted_losses(
         # Its negative, from which the blocks are subtracted: TensorFlow rewrites a chain of
         # additions, and the last bits of the sum were others in each process.
         against_kernel = ops.transpose(d_rows)  # (C + 1, V)
-        for at in _blocks(hidden):
+        for at in _blocks(hidden, kernel):
             piece = _after([*d_hidden, against_kernel][-2:], hidden[:, at])
             loss, _, exponentials, total = _losses(piece, narrow, bias, targets[:, at])
             losses.append(loss)
@@ -104,9 +104,10 @@ def weighted_losses(
     return fused(hidden, kernel, bias)
 
 
-def _blocks(hidden: Any) -> list[slice]:
-    starts = range(0, hidden.shape[1], BLOCK_POSITIONS)
-    return [slice(start, start + BLOCK_POSITIONS) for start in starts]
+def _blocks(hidden: Any, kernel: Any) -> list[slice]:
+    positions = max(1, BLOCK_LOGITS // kernel.shape[1])
+    starts = range(0, hidden.shape[1], positions)
+    return [slice(start, start + positions) for start in starts]
 
 
 def _after(done: list[Any], x: Any) -> Any:
