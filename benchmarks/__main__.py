@@ -31,6 +31,7 @@ class Row:
         at_least: the ratio to reach.
         reach_for: the ratio to hope for.
         peer: the other side.
+        arguments: of the function, beside the options.
     """
 
     what: str
@@ -39,21 +40,36 @@ class Row:
     at_least: float | None = None
     reach_for: float | None = None
     peer: str = "published script"
+    arguments: tuple[Any, ...] = ()
 
 
 HUB = "KerasHub"
+
+
+def _writing(
+    what: str,
+    at_least: float,
+    reach_for: float | None,
+    batch: int,
+    jit_compile: bool,
+    peer: str = "published script",
+) -> Row:
+    function = "generation.peer" if peer == HUB else "generation.published"
+    return Row(what, function, "tokens/s", at_least, reach_for, peer, (batch, jit_compile))
+
+
 ROWS = {
     "step": Row("training step, float32", "training.step", "s", 1.25, 1.5),
     "bfloat16": Row("training step, bfloat16 products", "training.step_bfloat16", "s", 2, 2.5),
     "memory": Row("peak memory of training", "training.memory", "MB", 2, 3),
-    "one": Row("one prompt", "generation.one", "tokens/s", 40, 90),
-    "one-xla": Row("one prompt, XLA", "generation.one_xla", "tokens/s", 40, 90),
-    "many": Row("64 prompts at once", "generation.many", "tokens/s", 400, 1000),
-    "many-xla": Row("64 prompts at once, XLA", "generation.many_xla", "tokens/s", 400, 1000),
-    "hub-one": Row("one prompt", "generation.peer_one", "tokens/s", 1, None, HUB),
-    "hub-one-xla": Row("one prompt, XLA", "generation.peer_one_xla", "tokens/s", 1, None, HUB),
-    "hub-many": Row("64 prompts", "generation.peer_many", "tokens/s", 1, None, HUB),
-    "hub-many-xla": Row("64 prompts, XLA", "generation.peer_many_xla", "tokens/s", 1, None, HUB),
+    "one": _writing("one prompt", 40, 90, 1, False),
+    "one-xla": _writing("one prompt, XLA", 40, 90, 1, True),
+    "many": _writing("64 prompts at once", 400, 1000, 64, False),
+    "many-xla": _writing("64 prompts at once, XLA", 400, 1000, 64, True),
+    "hub-one": _writing("one prompt", 1, None, 1, False, HUB),
+    "hub-one-xla": _writing("one prompt, XLA", 1, None, 1, True, HUB),
+    "hub-many": _writing("64 prompts", 1, None, 64, False, HUB),
+    "hub-many-xla": _writing("64 prompts, XLA", 1, None, 64, True, HUB),
     "vocabulary": Row("vocabulary of the reviews", "data.vocabularies", "s", 4, 8),
     "prepare": Row("vocabulary and sequences", "data.preparation", "s", 4, 6),
     "input": Row("input's share of a step (below 0.01)", "training.input_share", ""),
@@ -107,7 +123,9 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     """A row's measurements, or why there are none."""
     module, function = ROWS[name].function.split(".")
     try:
-        found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(options)
+        found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(
+            options, *ROWS[name].arguments
+        )
     except NotMeasuredError as error:
         return {"not_measured": str(error)}
     ratio = median(found.there) / median(found.here) if found.there else None

@@ -25,13 +25,14 @@ from minigpt.decoding import Generator
 from minigpt.sampling import Sampling
 from minigpt.vocabulary import SPECIAL_TOKENS, Vocabulary
 
-TOKENS, BATCH = (6, 3) if script.TINY else (40, 64)
+TOKENS, MOST = (6, 3) if script.TINY else (40, 64)  # prompts at once
 SCRIPT_TOKENS = 3 if script.TINY else 10  # of its side, each of which takes as long as any other
 PROMPT = 3  # words; "this movie is"
 
 
 def published(options: Options, batch: int, jit_compile: bool) -> Result:
     """Seconds a token, warm: `batch` prompts at once against the script, which takes one by one."""
+    batch = min(batch, MOST)
     theirs, rng = script.compiled_model(), np.random.default_rng(0)
 
     def there() -> None:
@@ -44,50 +45,11 @@ def published(options: Options, batch: int, jit_compile: bool) -> Result:
 
 def peer(options: Options, batch: int, jit_compile: bool) -> Result:
     """Seconds a token, warm, against KerasHub's cached `generate`, both compiled alike."""
+    batch = min(batch, MOST)
     there = keras_hub(batch, jit_compile)
     # KerasHub's heads share the width, so ours do.
     here = ours(batch, script.WIDTH // script.HEADS, jit_compile)
     return Result(*compare(here, there, options.rounds, units=(TOKENS * batch,) * 2))
-
-
-def one(options: Options) -> Result:
-    """One prompt, as the pipeline writes."""
-    return published(options, 1, False)
-
-
-def one_xla(options: Options) -> Result:
-    """One prompt, compiled by XLA."""
-    return published(options, 1, True)
-
-
-def many(options: Options) -> Result:
-    """64 prompts at once, as the pipeline writes."""
-    return published(options, BATCH, False)
-
-
-def many_xla(options: Options) -> Result:
-    """64 prompts at once, compiled by XLA."""
-    return published(options, BATCH, True)
-
-
-def peer_one(options: Options) -> Result:
-    """One prompt, without XLA."""
-    return peer(options, 1, False)
-
-
-def peer_one_xla(options: Options) -> Result:
-    """One prompt, both compiled by XLA, as KerasHub is unless it is told otherwise."""
-    return peer(options, 1, True)
-
-
-def peer_many(options: Options) -> Result:
-    """64 prompts at once, without XLA."""
-    return peer(options, BATCH, False)
-
-
-def peer_many_xla(options: Options) -> Result:
-    """64 prompts at once, both compiled by XLA."""
-    return peer(options, BATCH, True)
 
 
 def ours(batch: int, key_dim: int, jit_compile: bool) -> Callable[[], Any]:
@@ -184,7 +146,7 @@ def cold(options: Options) -> Result:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder, "model")
-        model.save(directory, network(), words(), {})
+        model.save(directory, network(), words(), {"vocabulary": {"style": "spaced"}})
         for _ in range(options.rounds):
             said, _, _ = run(sys.executable, "-c", COLD, directory, str(time.time()))
             for part, seconds in json.loads(said.splitlines()[-1]).items():
