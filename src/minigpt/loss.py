@@ -21,7 +21,7 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
-        kernel: (C, V), in the dtype of the weights.
+        kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T), the index of the word that follows each position.
 
@@ -46,7 +46,7 @@ def weighted_losses(
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
-        kernel: (C, V), in the dtype of the weights.
+        kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T), the index of the word that follows each position.
         weights: float32 (B, T), what each position counts for in the first sum.
@@ -73,7 +73,7 @@ def weighted_losses(
         # additions, and the last bits of the sum were others in each process.
         against_kernel = ops.transpose(d_rows)  # (C + 1, V)
         for at in _blocks(hidden, kernel):
-            piece = _after([*d_hidden, against_kernel][-2:], hidden[:, at])
+            piece = _after([*d_hidden[-1:], against_kernel], hidden[:, at])
             loss, _, exponentials, total = _losses(piece, narrow, bias, targets[:, at])
             losses.append(loss)
             # Softmax divides by the total, here the few rows of the products instead of all logits.

@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from helpers import Project, new_project
 
-KILLS_A_RUN = 5
+KILLS_A_RUN = 8
 ATTEMPTS = 12  # to finish; a stage that DVC left behind is waited for
 WHOLE = "dvc repro"  # all stages
 # Which training it was, and when: never the same twice.
