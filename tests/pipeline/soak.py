@@ -32,6 +32,7 @@ NEVER_THE_SAME = {"reports/run.json"}
 MENDS = {
     "JSON structure is corrupted": ["rm", "-f", ".dvc/tmp/rwlock"],
     "'dvc.lock' is invalid": ["git", "checkout", "--quiet", "dvc.lock"],
+    "dvc.lock' validation failed": ["git", "checkout", "--quiet", "dvc.lock"],
 }
 
 
