@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median
+from minigpt import backend
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     args = parser.parse_args()
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend.choose()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if args.tiny:
         os.environ["BENCHMARKS_TINY"] = "1"

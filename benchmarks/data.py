@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import os
 import sys
 import tarfile
 import tempfile
@@ -160,7 +161,8 @@ def scale(options: Options) -> Result:
                 (project / name).mkdir()
             for stage in ("download", "vocab", "sequences"):
                 command = (sys.executable, "-m", "minigpt.stages", stage)
-                _, seconds, peak = run(*command, cwd=project, PYTHONPATH=str(PROJECT / "src"))
+                env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+                _, seconds, peak = run(*command, cwd=project, env=env)
                 rows = found.setdefault(stage, {"seconds": [], "peak_MB": []})
                 rows["seconds"].append(round(seconds, 2))
                 rows["peak_MB"].append(round(peak, 1))

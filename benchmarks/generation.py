@@ -18,7 +18,15 @@ import numpy as np
 from keras import ops
 
 from benchmarks import script
-from benchmarks.measure import NotMeasuredError, Options, Result, compare, run
+from benchmarks.measure import (
+    SCRIPT,
+    NotMeasuredError,
+    Options,
+    Result,
+    compare,
+    compare_processes,
+    run,
+)
 from benchmarks.training import network
 from minigpt import model
 from minigpt.decoding import Generator
@@ -33,18 +41,24 @@ PROMPT = 3  # words; "this movie is"
 def published(options: Options, batch: int, jit_compile: bool) -> Result:
     """Seconds a token, warm: `batch` prompts at once against the script, which takes one by one."""
     batch = min(batch, MOST)
-    theirs, rng = script.compiled_model(), np.random.default_rng(0)
-
-    def there() -> None:
-        script.generate(theirs, list(range(2, 2 + PROMPT)), SCRIPT_TOKENS, rng)
-
-    here = ours(batch, script.WIDTH, jit_compile)
+    sides = ("here", str(batch), "xla" if jit_compile else ""), (SCRIPT,)
     units = TOKENS * batch, SCRIPT_TOKENS
-    return Result(*compare(here, there, options.rounds, units=units))
+    return Result(*compare_processes(f"{__name__}.writer", *sides, options.rounds, units=units))
+
+
+def writer(side: str, batch: str = "1", xla: str = "") -> Callable[[], Any]:
+    """What writes on either side, which has the process to itself."""
+    if side == "here":
+        return ours(int(batch), script.WIDTH, bool(xla))
+    theirs, rng = script.compiled_model(), np.random.default_rng(0)
+    return lambda: script.generate(theirs, list(range(2, 2 + PROMPT)), SCRIPT_TOKENS, rng)
 
 
 def peer(options: Options, batch: int, jit_compile: bool) -> Result:
-    """Seconds a token, warm, against KerasHub's cached `generate`, both compiled alike."""
+    """Seconds a token, warm, against KerasHub's cached `generate`, both compiled alike.
+
+    In one process, so both have what `backend.choose` set.
+    """
     batch = min(batch, MOST)
     there = keras_hub(batch, jit_compile)
     # KerasHub's heads share the width, so ours do.
@@ -124,9 +138,10 @@ def keras_hub(batch: int, jit_compile: bool) -> Callable[[], Any]:
 COLD = """
 import sys, time
 began = float(sys.argv[2])
-import json, os
+import json
 from pathlib import Path
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+from minigpt import backend
+backend.choose()
 from minigpt import model
 from minigpt.decoding import Generator
 from minigpt.sampling import Sampling

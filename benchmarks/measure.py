@@ -7,14 +7,17 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigpt import backend
+
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = PROJECT.parent / "shared"
 SAMPLE = PROJECT / "data/sample/reviews.tar.gz"
+SCRIPT = "script"  # the name of the published script's side
 
 
 # A new process counts what the one that started it held: one that holds little stands between.
@@ -88,15 +91,27 @@ def compare(
 
 
 def compare_processes(
-    function: str, here: Sequence[str], there: Sequence[str], rounds: int
+    function: str,
+    here: Sequence[str],
+    there: Sequence[str],
+    rounds: int,
+    *,
+    units: tuple[int, int] = (1, 1),
 ) -> tuple[list[float], list[float]]:
     """Like `compare`, each side in a process of its own, so that neither has the other's memory.
+
+    A side whose first argument is SCRIPT has TensorFlow as it is shipped, without what
+    `backend.choose` set.
 
     Args:
         function: `package.module.name`; called with a side's arguments it returns what is timed.
         here: our side's arguments.
         there: the other side's.
         rounds: how often each is timed.
+        units: what a call of either makes, tokens say.
+
+    Returns:
+        Seconds for each unit of either side.
 
     Raises:
         NotMeasuredError: a side's process ended.
@@ -105,13 +120,13 @@ def compare_processes(
     code = f"import sys\nimport {module}\nfrom benchmarks.measure import timed\n"
     code += f"side = {module}.{name}(*sys.argv[1:])\n"
     code += "for _ in sys.stdin:\n    print(timed(side), flush=True)"
-    # Two processes share the accelerator, of which JAX would give the first nearly all.
-    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with contextlib.ExitStack() as started:
         sides = []
         for arguments in (here, there):
             command = [sys.executable, "-c", code, *arguments]
+            # Two processes share the accelerator, of which JAX would give the first nearly all.
+            env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment(arguments)}
             side = started.enter_context(subprocess.Popen(command, cwd=PROJECT, env=env, **pipes))
             started.callback(side.kill)
             sides.append(side)
@@ -125,7 +140,13 @@ def compare_processes(
             return float(said)
 
         seconds = [[step(side) for side in sides] for _ in range(rounds + 1)][1:]
-    return [pair[0] for pair in seconds], [pair[1] for pair in seconds]
+    return [pair[0] / units[0] for pair in seconds], [pair[1] / units[1] for pair in seconds]
+
+
+def environment(arguments: Sequence[str]) -> dict[str, str]:
+    """The environment of a process with these arguments: see `compare_processes`."""
+    left_out = {backend.ONEDNN} if list(arguments[:1]) == [SCRIPT] else set()
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def timed(function: Callable[[], Any]) -> float:
@@ -140,7 +161,9 @@ def median(values: Sequence[float]) -> float:
     return statistics.median(values) if values else float("nan")
 
 
-def run(*command: str | Path, cwd: Path = PROJECT, **env: str) -> tuple[str, float, float]:
+def run(
+    *command: str | Path, cwd: Path = PROJECT, env: Mapping[str, str] | None = None
+) -> tuple[str, float, float]:
     """Runs a command in a process of its own.
 
     Returns:
@@ -152,7 +175,7 @@ def run(*command: str | Path, cwd: Path = PROJECT, **env: str) -> tuple[str, flo
     done = subprocess.run(
         [sys.executable, "-c", WAIT, *command],
         cwd=cwd,
-        env=os.environ | env,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -165,7 +188,7 @@ def run(*command: str | Path, cwd: Path = PROJECT, **env: str) -> tuple[str, flo
 
 
 def call(function: str, *arguments: str) -> tuple[Any, float, float]:
-    """Calls `package.module.function(*arguments)` in a new process.
+    """Calls `package.module.function(*arguments)` in a new process, see `compare_processes`.
 
     Returns:
         The value, which JSON can hold; the seconds and the peak memory in MB of the process.
@@ -173,5 +196,6 @@ def call(function: str, *arguments: str) -> tuple[Any, float, float]:
     module, _, name = function.rpartition(".")
     code = f"import json, sys\nimport {module}\n"
     code += f"print(json.dumps({module}.{name}(*sys.argv[1:])))"
-    said, seconds, peak = run(sys.executable, "-c", code, *arguments)
+    env = environment(arguments)
+    said, seconds, peak = run(sys.executable, "-c", code, *arguments, env=env)
     return json.loads(said.splitlines()[-1]), seconds, peak

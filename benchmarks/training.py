@@ -14,6 +14,7 @@ from keras import ops
 
 from benchmarks import data, script
 from benchmarks.measure import (
+    SCRIPT,
     NotMeasuredError,
     Options,
     Result,
@@ -38,7 +39,7 @@ def step(options: Options, dtype: str = "float32") -> Result:
     facts = {"batch": list(x.shape), "published_figure_s": PUBLISHED_STEP_S}
     if dtype == "float32":
         facts |= agreement(x, y)
-    sides = ("here", dtype), ("there",)
+    sides = ("here", dtype), (SCRIPT,)
     return Result(*compare_processes(f"{__name__}.stepper", *sides, options.rounds), facts)
 
 
@@ -54,7 +55,7 @@ def memory(options: Options) -> Result:
     here: list[float] = []
     there: list[float] = []
     for _ in range(min(options.rounds, 3)):  # it hardly varies
-        for side, found in (("here", here), ("there", there)):
+        for side, found in (("here", here), (SCRIPT, there)):
             found.append(call(f"{__name__}.some_steps", side)[2])
     imports = call(f"{__name__}.some_steps", "neither")[2]
     return Result(here, there, {"imports_only_MB": imports})

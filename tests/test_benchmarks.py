@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minigpt import backend
+
 SIDES = """
 import time
 
@@ -69,10 +71,13 @@ def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     (tmp_path / "sides.py").write_text(SIDES)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv(backend.ONEDNN, "1")
     log = tmp_path / "log"
     here, there = measure.compare_processes("sides.side", ["a", str(log)], ["b", str(log)], 2)
     assert len(here) == len(there) == 2 and min(here) >= 0.01 > max(there)
     assert log.read_text() == "ababab"
+    names = [backend.ONEDNN in measure.environment([side]) for side in ("here", measure.SCRIPT)]
+    assert names == [True, False]  # the script has TensorFlow as it is shipped
     with pytest.raises(measure.NotMeasuredError, match=r"sides\.side failed"):
         measure.compare_processes("sides.side", ["a"], ["b", str(log)], 1)
 

@@ -34,7 +34,7 @@ LAYERS = (
 MAY_IMPORT = {  # beside those
     "files": {"errors"},
     "config": {"errors", "files"},
-    "serving": {"config"},
+    "serving": {"backend", "config"},
     # What a person or CI calls, on top of all.
     "__main__": {"champion", "config", "errors", "search", "tracking"},
     "report": {"champion", "decoding", "errors", "model", "registry", "stages", "stages.paths"}

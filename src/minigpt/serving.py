@@ -3,7 +3,6 @@
 See https://mlflow.org/docs/latest/ml/model/models-from-code/.
 """
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
@@ -66,7 +65,9 @@ class ReviewWriter(PythonModel):
         self.limits = _checked(context.model_config or {}, LIMITS)
         if missing := LIMITS.keys() - self.limits:
             raise _refused(f"model_config lacks {', '.join(sorted(missing))}")
-        os.environ.setdefault("KERAS_BACKEND", "tensorflow")  # before keras is imported
+        from minigpt import backend
+
+        backend.choose()
         from minigpt import decoding, model
 
         loaded = model.load(Path(context.artifacts["model"]))

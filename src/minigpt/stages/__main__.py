@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from minigpt import files
+from minigpt import backend, files
 from minigpt.errors import InputError
 from minigpt.stages import guard
 
@@ -24,7 +24,7 @@ def main() -> int:
     stage = sys.argv[1]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Libraries read these while they are imported, so a stage is imported after them.
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    backend.choose()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails raises an exception too
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow
 
-from minigpt import config, model, sequences, training, vocabulary
+from minigpt import backend, config, model, sequences, training, vocabulary
 from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.decoding import Generator, Sampling
 from minigpt.errors import InputError
@@ -159,6 +159,7 @@ def _run_settings(network: model.MiniGPT) -> dict[str, Any]:
     return {
         "backend": keras.backend.backend(),
         "keras": keras.__version__,
+        "onednn": os.environ.get(backend.ONEDNN, "as TensorFlow chooses"),
         "cpus": len(os.sched_getaffinity(0)),
         "dtype_policy": network.dtype_policy.name,
         "parameters": network.count_params(),
