@@ -187,3 +187,20 @@ def test_a_module_that_computes_nothing_loads_no_framework(module: str) -> None:
     code = f"import sys, minigpt.{module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_no_stage_uses_is_left_out_only_while_one_is_loaded() -> None:
+    code = """
+import os
+os.environ["KERAS_BACKEND"] = "tensorflow"
+from minigpt.stages.__main__ import _without_the_unused
+with _without_the_unused():
+    try:
+        import sklearn
+    except ImportError:
+        print("left out")
+import sklearn
+print("found")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["left out", "found"]
