@@ -43,6 +43,7 @@ class Row:
     seconds: float = 0.0  # undisturbed
     latest: float = 0.0  # of the last that was not killed; the machine may be busier by now
     runs: int = 0
+    running: int = 0
     faults: int = 0
     finished: int = 0
     differing: int = 0  # bytes, or files that are there on one side only
@@ -79,12 +80,17 @@ class Soak:
         """Runs what has been killed least, till the time is up."""
         while time.monotonic() < until:
             with self.lock:
-                stage = min(self.rows, key=lambda name: self.rows[name].runs)
+                stage = min(self.rows, key=self.killed)
                 self.rows[stage].runs += 1
+                self.rows[stage].running += 1
                 self.number += 1
                 folder = self.folder / f"run-{self.number}"
             self.run(stage, self.before[stage].copy(folder / "project"), until)
             subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+    def killed(self, stage: str) -> int:
+        """How often a stage has been killed, and will have been by the runs under way."""
+        return self.rows[stage].faults + KILLS_A_RUN * self.rows[stage].running
 
     def run(self, stage: str, project: Project, until: float) -> None:
         """Kills a stage some times, lets it finish, and compares."""
@@ -126,6 +132,7 @@ class Soak:
         differing = self.compare(stage, project) if code == 0 else 0
         with self.lock:
             row.faults += faults
+            row.running -= 1
             row.mended += mended
             row.finished += code == 0
             row.differing += differing
