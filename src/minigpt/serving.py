@@ -15,6 +15,7 @@ from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
+from minigpt import backend
 from minigpt.config import RequestConfig, SamplingConfig
 from minigpt.errors import InputError
 
@@ -65,8 +66,6 @@ class ReviewWriter(PythonModel):
         self.limits = _checked(context.model_config or {}, LIMITS)
         if missing := LIMITS.keys() - self.limits:
             raise _refused(f"model_config lacks {', '.join(sorted(missing))}")
-        from minigpt import backend
-
         backend.choose()
         from minigpt import decoding, model
 
