@@ -446,3 +446,25 @@ def test_no_secret_and_no_overlong_value_is_logged(project: Path) -> None:
 )
 def test_what_is_shown_of_an_address(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+def test_a_store_that_was_not_finished_takes_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean_environment: Any
+) -> None:
+    path = tmp_path / "mlflow.db"
+
+    def killed(uri: str) -> Any:
+        Path(uri.removeprefix("sqlite:///")).write_bytes(b"half of it")
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "MlflowClient", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tracking.create(f"sqlite:///{path}")
+    assert not list(tmp_path.iterdir())
+    tracking.create(f"sqlite:///{path}")
+    assert [found.name for found in tmp_path.iterdir()] == ["mlflow.db"]
+    made = path.read_bytes()
+    tracking.create(f"sqlite:///{path}")
+    assert path.read_bytes() == made

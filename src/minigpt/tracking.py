@@ -27,6 +27,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.store.db import utils
 
+from minigpt import files
 from minigpt.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,21 @@ def tracking_uri(root: Path) -> str:
         return uri
     home = Path(os.environ.get("DVC_ROOT") or root).resolve()
     return f"{SQLITE}{home / uri.removeprefix(SQLITE)}"
+
+
+def create(uri: str) -> None:
+    """Makes a sqlite store where there is none yet, beside its place.
+
+    MLflow brings a new database to its present tables in dozens of steps.  Killed between them it
+    leaves one that it can neither use nor mend.
+
+    Args:
+        uri: of the store; one that is no sqlite file is left as it is.
+    """
+    path = Path(uri.removeprefix(SQLITE))
+    if uri.startswith(SQLITE) and path.name and not path.exists():
+        with files.replacing(path) as beside:
+            MlflowClient(f"{SQLITE}{beside}").search_experiments()
 
 
 class Tracker:
@@ -248,6 +264,7 @@ class Tracker:
         if self.uri.startswith(SQLITE):
             location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
         with alone(self.uri):
+            create(self.uri)
             client = MlflowClient(self.uri)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
             if (experiment := client.get_experiment_by_name(name)) is not None:
