@@ -81,7 +81,6 @@ def test_same_as_keras_on_any_texts(texts, max_tokens):
         assert_same_as_keras(texts, max_tokens)
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="no sample corpus")
 def test_same_as_keras_on_the_sample_corpus():
     assert_same_as_keras(archived(SAMPLE), 500)
 

@@ -81,8 +81,8 @@ class Soak:
         while time.monotonic() < until:
             with self.lock:
                 stage = min(self.rows, key=self.killed)
-                self.rows[stage].runs += 1
-                self.rows[stage].running += 1
+                row = self.rows[stage]
+                row.runs, row.running = row.runs + 1, row.running + 1
                 self.number += 1
                 folder = self.folder / f"run-{self.number}"
             self.run(stage, self.before[stage].copy(folder / "project"), until)
