@@ -28,11 +28,15 @@ ATTEMPTS = 12  # to finish; a stage that DVC left behind is waited for
 WHOLE = "dvc repro"  # all stages
 # Which training it was, and when: never the same twice.
 NEVER_THE_SAME = {"reports/run.json"}
-# What DVC itself writes in place, and what brings it back.
+# Where it was never committed there is nothing to go back to.
+LAST_LOCK = ["sh", "-c", "git checkout --quiet dvc.lock || rm dvc.lock"]
+# What DVC itself leaves half written, and what brings it back.
 MENDS = {
+    # A folder of its run cache, made and not yet filled.
+    "join() argument must be str": ["find", ".dvc/cache/runs", "-type", "d", "-empty", "-delete"],
     "JSON structure is corrupted": ["rm", "-f", ".dvc/tmp/rwlock"],
-    "'dvc.lock' is invalid": ["git", "checkout", "--quiet", "dvc.lock"],
-    "dvc.lock' validation failed": ["git", "checkout", "--quiet", "dvc.lock"],
+    "'dvc.lock' is invalid": LAST_LOCK,
+    "dvc.lock' validation failed": LAST_LOCK,
 }
 
 
