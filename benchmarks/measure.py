@@ -1,6 +1,7 @@
 """What the rows share: both sides in turn, their result, and processes of their own."""
 
 import contextlib
+import importlib
 import json
 import os
 import statistics
@@ -117,8 +118,8 @@ def compare_processes(
         NotMeasuredError: a side's process ended.
     """
     module, _, name = function.rpartition(".")
-    code = f"import sys\nimport {module}\nfrom benchmarks.measure import timed\n"
-    code += f"side = {module}.{name}(*sys.argv[1:])\n"
+    code = "import sys\nfrom benchmarks.measure import load, timed\n"
+    code += f"side = load({module!r}).{name}(*sys.argv[1:])\n"
     code += "for _ in sys.stdin:\n    print(timed(side), flush=True)"
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with contextlib.ExitStack() as started:
@@ -141,6 +142,13 @@ def compare_processes(
 
         seconds = [[step(side) for side in sides] for _ in range(rounds + 1)][1:]
     return [pair[0] / units[0] for pair in seconds], [pair[1] / units[1] for pair in seconds]
+
+
+def load(module: str) -> Any:
+    """Imports a module in the process of a side: ours as a stage does, the script as it is."""
+    as_it_is = sys.argv[1:2] == [SCRIPT]
+    with contextlib.nullcontext() if as_it_is else backend.without_the_unused():
+        return importlib.import_module(module)
 
 
 def environment(arguments: Sequence[str]) -> dict[str, str]:
@@ -194,8 +202,8 @@ def call(function: str, *arguments: str) -> tuple[Any, float, float]:
         The value, which JSON can hold; the seconds and the peak memory in MB of the process.
     """
     module, _, name = function.rpartition(".")
-    code = f"import json, sys\nimport {module}\n"
-    code += f"print(json.dumps({module}.{name}(*sys.argv[1:])))"
+    code = "import json, sys\nfrom benchmarks.measure import load\n"
+    code += f"print(json.dumps(load({module!r}).{name}(*sys.argv[1:])))"
     env = environment(arguments)
     said, seconds, peak = run(sys.executable, "-c", code, *arguments, env=env)
     return json.loads(said.splitlines()[-1]), seconds, peak

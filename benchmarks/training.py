@@ -73,7 +73,6 @@ def stepper(side: str, dtype: str = "float32") -> Callable[[], Any]:
     """What makes a step of either side, which has the process to itself."""
     x, y = batch()
     if side == "here":
-        training.keep_freed_memory()  # as the stage does
         model: keras.Model = trainer(dtype)
     else:
         model = script.compiled_model()

@@ -193,8 +193,8 @@ def test_what_no_stage_uses_is_left_out_only_while_one_is_loaded() -> None:
     code = """
 import os
 os.environ["KERAS_BACKEND"] = "tensorflow"
-from minigpt.stages.__main__ import _without_the_unused
-with _without_the_unused():
+from minigpt.backend import without_the_unused
+with without_the_unused():
     try:
         import sklearn
     except ImportError:

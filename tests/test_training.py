@@ -1,7 +1,5 @@
 """What a step trains and reports, the optimizer, and epochs that stop, go on and are kept."""
 
-import ctypes
-import resource
 from pathlib import Path
 from typing import Any
 
@@ -527,15 +525,3 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(
     (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
     assert training.choose_dtype_policy(tmp_path / "cpuinfo") == policy
     assert training.choose_dtype_policy(tmp_path / "absent") == "float32"
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="glibc only")
-def test_freed_memory_is_used_again_without_new_pages() -> None:
-    def page_faults() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        np.ones(2**28, "uint8")
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    assert training.keep_freed_memory()
-    page_faults()
-    assert page_faults() < 64  # half of what it takes in huge pages, of 2 MB

@@ -1,6 +1,5 @@
 """Training: the loss as Keras fits it, the optimizer, and epochs that can be resumed."""
 
-import ctypes
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from minigpt.vocabulary import PADDING, UNKNOWN
 
 EXPLODED = 100.0  # nats per token; to guess among ten million words costs 16
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # of /proc/cpuinfo
-_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def choose_dtype_policy(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -35,23 +33,6 @@ def choose_dtype_policy(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
         return "float32"
     flags = set(cpuinfo.read_text().split())
     return "mixed_bfloat16" if flags & BFLOAT16_FLAGS else "float32"
-
-
-def keep_freed_memory() -> bool:
-    """Has the C library keep what is freed, for this whole process, instead of giving it back.
-
-    A step asks for some GB, a block of up to 41 MB at a time, and frees them again.  By default
-    glibc maps fresh pages for each, which the kernel fills with zeros: a tenth of a step on 2 cores
-    (benchmarks/README.md).  See mallopt(3).
-
-    Returns:
-        Whether it could be set: glibc only.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
-    return all([mallopt(name, value) for name, value in settings.items()])
 
 
 class LossModel(keras.Model):

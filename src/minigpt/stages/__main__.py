@@ -35,7 +35,7 @@ def main() -> int:
     try:
         with guard.alone(stage):
             guard.check_inputs(stage)
-            with _silent_stderr() as stderr, _without_the_unused():
+            with _silent_stderr() as stderr, backend.without_the_unused():
 
                 def leave(signum: int, frame: Any) -> None:
                     os.write(stderr, f"{interrupted}\n".encode())
@@ -88,22 +88,6 @@ def _silent_stderr() -> Iterator[int]:
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-
-
-@contextlib.contextmanager
-def _without_the_unused() -> Iterator[None]:
-    """Keras and TensorFlow import these too where they are installed, for what no stage uses.
-
-    They take a quarter of the time of loading a stage (9.1 s with them, 6.7 without).
-    """
-    unused = {"jax", "matplotlib.pyplot", "sklearn"} - {os.environ["KERAS_BACKEND"]}
-    unused -= sys.modules.keys()
-    sys.modules.update(dict.fromkeys(unused))  # type: ignore[arg-type] # None: not to be found
-    try:
-        yield
-    finally:
-        for name in unused:
-            del sys.modules[name]
 
 
 if __name__ == "__main__":

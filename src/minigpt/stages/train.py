@@ -37,7 +37,6 @@ def run() -> None:
     manifest = sequences.verify(paths.SEQUENCES, words.sha256)
     split = manifest["splits"]["train"]
 
-    training.keep_freed_memory()
     if not settings.jit_compile:  # which TensorFlow would silently switch off
         tensorflow.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(settings.seed)
