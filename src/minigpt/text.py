@@ -15,8 +15,9 @@ STYLES = ("published", "spaced")
 PUNCTUATION = string.punctuation.replace("\\", "")
 WHITE_SPACE = " \t\n\v\f\r"
 
-_SPACE, _MARK = 1, 2
-_KINDS = np.zeros(256, np.uint8)  # of a byte; of what UTF-8 makes of other characters none is ASCII
+_OTHER, _SPACE, _MARK = range(3)
+# Of each byte; those of a character outside ASCII are all above it.
+_KINDS = np.full(256, _OTHER, np.uint8)
 _KINDS[list(WHITE_SPACE.encode())] = _SPACE
 _KINDS[list(PUNCTUATION.encode())] = _MARK
 
@@ -73,17 +74,18 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     _, ends, data = texts.buffers()
     bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data or b"", np.uint8)[bounds[0] : bounds[-1]]
+    bounds = bounds - bounds[0]
     # No space is put anywhere: a token begins where one would be, or was, and ends where the next
     # one begins, once white space is left out.
     kinds = _KINDS[letters]
     begins = kinds == _MARK
-    begins[1:] |= kinds[:-1] == _SPACE if style == "published" else kinds[:-1] != 0
-    begins[(bounds - bounds[0])[:-1][np.diff(bounds) > 0]] = True
+    begins[1:] |= kinds[:-1] == _SPACE if style == "published" else kinds[:-1] != _OTHER
+    begins[bounds[bounds < len(letters)]] = True
     kept = kinds != _SPACE
     begins &= kept
     letters = letters[kept]
     offsets = np.append(np.flatnonzero(begins[kept]), len(letters)).astype(np.int32)
-    counts = np.flatnonzero(begins).searchsorted(bounds - bounds[0]).astype(np.int32)
+    counts = np.flatnonzero(begins).searchsorted(bounds).astype(np.int32)
     tokens = pa.StringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(letters)
     )

@@ -25,7 +25,7 @@ SPECIAL_TOKENS = ("", "[UNK]")
 # Texts to a task: enough that starting one costs nothing, few enough for the processor's cache.
 _PIECE = 2000
 _PIECES_TO_ADD = 32  # counts of so many are added up at once, for each has most words anew
-# And their bytes: tokens set apart, they may be three times as long, and an Arrow array has 2 GiB.
+# And their bytes: an Arrow array of strings has 2 GiB at most.
 _PIECE_BYTES = 2**28
 
 
