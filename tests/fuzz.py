@@ -178,11 +178,12 @@ def tfrecord() -> Case:
     import numpy as np
     import tensorflow as tf
 
-    ids, reviews = np.arange(60, dtype=np.int32) % 9, ["a", "b", "c"]
-    offsets, mask = np.array([0, 20, 40, 60]), np.array([False, False, True])
+    ids, offsets = np.arange(60, dtype=np.int32) % 9, np.array([0, 20, 40, 60])
+    held_out = np.array([False, False, True])
+    reviews = sequences.Encoded(pa.array(["a", "b", "c"]), ids, offsets, held_out)
     given: dict[str, Any] = {"length": 8, "policy": "windows", "shards": 1}
     given |= {"validation_fraction": 0.3, "vocabulary_sha256": "a", "vocabulary_size": 9}
-    sequences.write(HERE / "sequences", ids, offsets, reviews, mask, **given)
+    sequences.write(HERE / "sequences", [reviews], **given)
     shard = next((HERE / "sequences").glob("train*"))
     manifest = json.loads((HERE / "sequences/manifest.json").read_text())
     whole = shard.read_bytes()
