@@ -491,6 +491,17 @@ def test_a_value_may_be_another_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "is_"),
+    [
+        ("corpus.folders", "${train.epochs}", "2"),
+        ("sample.prompts", "${corpus.format}", "'archive'"),
+    ],
+)
+def test_an_interpolation_of_another_type(tmp_path: Path, key: str, value: str, is_: str) -> None:
+    assert f"{key} is {is_}: expected a list of texts" in refused(tmp_path, nested(key, value))
+
+
+@pytest.mark.parametrize(
     "text", ["a; rm -rf x", "$(touch x)", "`id`", "a && b", "| sh", "$HOME", "\n"]
 )
 def test_what_a_shell_would_run_is_a_text(tmp_path: Path, text: str) -> None:

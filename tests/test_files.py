@@ -37,6 +37,13 @@ def test_a_file_is_replaced_once_it_is_whole(tmp_path: Path) -> None:
     assert content(tmp_path) == {"new": None, "new/file": b"second"}
 
 
+def test_an_error_that_comes_from_itself_passes(tmp_path: Path) -> None:
+    error, other = ValueError("a"), ValueError("b")
+    error.__cause__, other.__cause__ = other, error
+    with pytest.raises(ValueError, match="a"), files.replacing(tmp_path / "file"):
+        raise error
+
+
 def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for name in ("model", "model.tmp", "model.old.tmp"):  # the last two: its writer was killed

@@ -372,11 +372,14 @@ def _allowed(key: str, known: list[str]) -> str:
 
 def _check(merged: Any) -> Config:
     try:
+        resolved = OmegaConf.to_container(merged, resolve=True)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{error.full_key}: {reason}; set it in conf/ or params.yaml") from None
     assert isinstance(config, Config)
+    for key, value, expected in _misshapen(Config, resolved, ""):  # by what ${...} stood for
+        raise InputError(f"{key} is {value!r}: expected {expected}; set it in conf/ or params.yaml")
     problems = [*_ranges(config, ""), *_contradictions(config)]
     if problems:
         raise InputError("; ".join(problems))

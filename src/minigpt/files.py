@@ -48,7 +48,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or one that it came from, says that there is no space on the disk."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # OmegaConf's may come from themselves
+        seen.append(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
         if "No space left on device" in str(error):  # TensorFlow's and HDF5's have no errno
