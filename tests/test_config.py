@@ -254,6 +254,7 @@ def test_wrong_types(tmp_path: Path, key: str, value: Any, says: str) -> None:
     ("key", "value", "allowed"),
     [
         ("train.epochs", 0, "1 to 100000"),
+        ("model.num_heads", 0, "1 to 1024"),
         ("train.epochs", 100_001, "1 to 100000"),
         ("train.seed", -1, "0 to 2147483647"),
         ("sample.seed", 2**63, "0 to 9223372036854775807"),

@@ -418,7 +418,7 @@ def _contradictions(c: Config) -> Iterator[str]:
             "corpus.url holds a name or a password, and resolved.yaml with it is committed: put "
             "them into ~/.netrc"
         )
-    if c.model.embed_dim % c.model.num_heads:
+    if c.model.num_heads and c.model.embed_dim % c.model.num_heads:  # 0 is out of range
         yield (
             f"model.embed_dim is {c.model.embed_dim}, not divisible by model.num_heads, "
             f"{c.model.num_heads}"
