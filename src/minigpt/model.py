@@ -8,6 +8,7 @@ C a token's width, V words.
 
 import contextlib
 import json
+import math
 import re
 import resource
 import tempfile
@@ -38,6 +39,21 @@ MOST_BLOCKS = 1000
 READING_BYTES = 2**28  # of memory, beside the weights themselves
 
 
+class Projection(layers.EinsumDense):
+    """An EinsumDense from (B, T, ...), as one product of two matrices.
+
+    On TensorFlow Keras's einsum multiplies one sequence of the batch at a time, and adds up as many
+    gradients of the kernel as there are sequences.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        """What EinsumDense gives: a product with the kernel, and the bias."""
+        outputs = self.bias.shape
+        kernel = ops.reshape(self.kernel, (-1, math.prod(outputs)))
+        x = ops.reshape(inputs, (-1, inputs.shape[1], kernel.shape[0]))
+        return ops.reshape(ops.matmul(x, kernel), (-1, x.shape[1], *outputs)) + self.bias
+
+
 @keras.saving.register_keras_serializable("minigpt")
 class TransformerBlock(layers.Layer):
     """Causal self-attention and a feed-forward layer, each added and then normalised.
@@ -65,13 +81,13 @@ class TransformerBlock(layers.Layer):
         }
         policy = self.dtype_policy
 
-        def heads(name: str) -> layers.EinsumDense:
-            return layers.EinsumDense(
+        def heads(name: str) -> Projection:
+            return Projection(
                 "btc,chd->bthd", (None, num_heads, key_dim), bias_axes="hd", dtype=policy, name=name
             )
 
         self.query, self.key, self.value = heads("query"), heads("key"), heads("value")
-        self.attention_output = layers.EinsumDense(
+        self.attention_output = Projection(
             "bthd,hdc->btc", (None, embed_dim), bias_axes="c", dtype=policy, name="attention_output"
         )
         self.expand = layers.Dense(feed_forward_dim, "relu", dtype=policy, name="expand")

@@ -81,7 +81,9 @@ def run() -> None:
         return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
 
     def report(epoch: Epoch) -> None:
-        log.info("epoch %s", {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]})
+        figures = {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]}
+        told = ", ".join(f"{name} {figure:.5g}" for name, figure in figures.items())
+        log.info("%s", told)  # "epoch 1, loss 5.2076, ..."
         for text in epoch.texts:
             log.info("  %s", text["text"])
         tracker.epoch(epoch.row, epoch.timing, epoch.texts)
