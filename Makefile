@@ -56,8 +56,9 @@ lint: setup  ## ruff, mypy, and the workflows' schema and security
 	zizmor --offline --quiet .github/workflows
 
 # Keras has one backend to a process: what depends on it runs again on each that is installed.
+# On 2 cores: those of the pipeline often wait for a process of their own, so that a third has room.
 test: lint  ## lint, types, and the tests on every installed Keras backend
-	KERAS_BACKEND=tensorflow pytest -q -n 2 --dist worksteal
+	KERAS_BACKEND=tensorflow pytest -q -n 3 --dist worksteal
 	KERAS_BACKEND=jax pytest -q -n 2 --dist worksteal -m backend
 	@if python -c 'import torch' 2>/dev/null; then \
 	  KERAS_BACKEND=torch pytest -q -n 2 --dist worksteal -m backend; fi
