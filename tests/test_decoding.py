@@ -296,6 +296,14 @@ def test_texts_are_those_of_the_slow_way(write: Generator, slow: Any, knobs: Any
         assert len(np.unique(found)) > 3
 
 
+@pytest.mark.parametrize("knobs", [{"temperature": 0}, {"top_k": 5}])
+def test_one_text_alone_is_that_of_the_slow_way(write: Generator, slow: Any, knobs: Any) -> None:
+    sampling = Sampling(26, seed=4, **knobs)
+    assert write.tokens(prompts((3,)), sampling).tolist() == slow(
+        write.network, prompts((3,)), sampling
+    )
+
+
 @pytest.mark.parametrize(
     "knobs",
     [

@@ -7,6 +7,7 @@ No entry of the vocabulary marks the end of a review: all texts end together, af
 Shapes: B texts, P prompt columns, N tokens to write, R rounds of a sampler, V words.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -101,13 +102,12 @@ class DecodingLoop:
         head = ops.cast(kernel, dtype), ops.cast(bias, "float32") + banned
         blocks = []
         for block in self.network.blocks:
-            inner = (block.query, block.key, block.value)
-            width = int(np.prod(block.query.bias.shape))
-            into = ops.concatenate([ops.reshape(one.kernel, (-1, width)) for one in inner], axis=1)
-            shift = ops.concatenate([ops.reshape(one.bias, (-1,)) for one in inner], axis=0)
-            out = ops.reshape(block.attention_output.kernel, (width, -1))
-            parts = (into, shift, out, block.attention_output.bias)
-            blocks.append(tuple(ops.cast(part, dtype) for part in parts))
+            parts = []
+            for layer in (block.query, block.key, block.value, block.attention_output):
+                kernel = ops.reshape(layer.kernel, (-1, math.prod(layer.bias.shape)))
+                bias = ops.reshape(layer.bias, (-1,))
+                parts.append((ops.cast(kernel, dtype), ops.cast(bias, dtype)))
+            blocks.append(parts)
         return {"head": head, "blocks": blocks}
 
     def _position(
@@ -115,23 +115,33 @@ class DecodingLoop:
     ) -> Any:
         """What `network.advance` does with one token (B,) of each text, in matrices.
 
-        On a CPU, most of one position's time goes into starting operations: here they are half as
-        many, and nothing is transposed.
+        On a CPU, most of a token's time goes into starting operations and waiting for threads.
+        TensorFlow multiplies a vector by a matrix of up to 256 x 512 on the spot and hands a larger
+        one to threads, which takes ten times as long: so query, key and value are products of their
+        own, and one text's attention is multiplied out and summed.
         """
         x = self.network.embed(token, ops.maximum(column - padding, 0))
+        batch = x.shape[0]
         updated = []
         for block, kept, parts in zip(self.network.blocks, cache, weights["blocks"], strict=True):
-            into, shift, out, out_shift = parts
             heads, width = block.settings["num_heads"], block.settings["key_dim"]
-            rows = ops.reshape(ops.matmul(x, into) + shift, (-1, 3, heads, 1, width))
-            query, key, value = (rows[:, i] for i in range(3))  # (B, H, 1, D)
-            keys = ops.slice_update(kept[0], (0, 0, column, 0), key)  # (B, H, K, D)
-            values = ops.slice_update(kept[1], (0, 0, column, 0), value)
-            scores = ops.einsum("bhtd,bhkd->bhtk", query * width**-0.5, keys)
+            query, key, value = (ops.matmul(x, kernel) + bias for kernel, bias in parts[:3])
+            query = ops.reshape(query * width**-0.5, (batch, heads, 1, width))
+            rows = ops.arange(batch * heads)[:, None] * kept[0].shape[2] + column
+            keys, values = _put(kept[0], rows, key), _put(kept[1], rows, value)  # (B, H, K, D)
+            if batch == 1:
+                scores = ops.sum(query * keys, axis=-1)[:, :, None]  # (B, H, 1, K)
+            else:
+                scores = ops.einsum("bhtd,bhkd->bhtk", query, keys)
             scores = ops.where(mask, ops.cast(scores, "float32"), -1e9)
             shares = ops.cast(ops.softmax(scores), values.dtype)
-            attended = ops.reshape(ops.matmul(shares, values), (-1, heads * width))
-            x = block.attention_norm(x + (ops.matmul(attended, out) + out_shift))
+            if batch == 1:
+                attended = ops.sum(ops.swapaxes(shares, 2, 3) * values, axis=2)  # (B, H, D)
+            else:
+                attended = ops.matmul(shares, values)
+            kernel, bias = parts[3]
+            attended = ops.matmul(ops.reshape(attended, (batch, heads * width)), kernel) + bias
+            x = block.attention_norm(x + attended)
             x = block.feed_forward_norm(x + block.contract(block.expand(x)))
             updated.append((keys, values))
         return x, updated
@@ -155,7 +165,8 @@ class DecodingLoop:
                 settings["top_p"] if sampling.top_p < 1 else None,
                 settings["min_p"] if sampling.min_p > 0 else None,
             )[:, None]
-        return ops.slice_update(text, (0, text.shape[1] - new + step), token)
+        columns = ops.arange(text.shape[1], dtype="int32")
+        return ops.where(columns == text.shape[1] - new + step, token, text)
 
     @property
     def _context(self) -> int:
@@ -292,6 +303,13 @@ class Generator:
                 del self._loops[next(iter(self._loops))]
             self._loops[*kind, *shape] = DecodingLoop(self.network, sampling, self.jit_compile)
         return self._loops[*kind, *shape]
+
+
+def _put(cache: Any, rows: Any, new: Any) -> Any:
+    """The cache (B, H, K, D) with these rows (B x H, 1) of its (B x H x K, D) replaced."""
+    width = cache.shape[-1]
+    flat = ops.reshape(cache, (-1, width))
+    return ops.reshape(ops.scatter_update(flat, rows, ops.reshape(new, (-1, width))), cache.shape)
 
 
 def _padded(length: int) -> int:
