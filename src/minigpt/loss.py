@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 BLOCK_LOGITS = 80_000  # of each sequence: 4 positions, 41 MB, in the published batch of 128
+LEAST_CHANCE = 1e-30  # far above where float32 has fewer digits, or none
 
 
 def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
@@ -32,10 +33,12 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
     losses: list[Any] = []
     hits: list[Any] = []
     for at in _blocks(hidden, kernel):
-        piece = _after(losses, hidden[:, at])
-        loss, hit, *_ = _losses(piece, kernel, bias, targets[:, at])
-        losses.append(loss)
-        hits.append(hit)
+        logits = _logits(_after(losses, hidden[:, at]), kernel, bias)
+        largest = ops.max(logits, axis=-1)
+        total = ops.sum(ops.exp(logits - largest[..., None]), axis=-1)
+        chosen = _of_each(logits, targets[:, at])
+        losses.append(ops.log(total) + largest - chosen)
+        hits.append(ops.equal(chosen, largest))
     return ops.concatenate(losses, axis=1), ops.concatenate(hits, axis=1)
 
 
@@ -61,7 +64,7 @@ def weighted_losses(
         width, words = kernel.shape
         narrow = ops.cast(kernel, hidden.dtype)
         backwards = ops.transpose(narrow)
-        losses: list[Any] = []
+        chances: list[Any] = []
         d_hidden: list[Any] = []
         # The one-hot half of the gradient is a scatter of whole rows, apart from the blocks: it
         # spares a pass over their logits.  The bias is one more row of the kernel here, whose
@@ -74,20 +77,24 @@ def weighted_losses(
         against_kernel = ops.transpose(d_rows)  # (C + 1, V)
         for at in _blocks(hidden, kernel):
             piece = _after([*d_hidden[-1:], against_kernel], hidden[:, at])
-            loss, _, exponentials, total = _losses(piece, narrow, bias, targets[:, at])
-            losses.append(loss)
-            # Softmax divides by the total, here the few rows of the products instead of all logits.
-            exponentials = ops.cast(exponentials, hidden.dtype)  # (B, t, V)
-            products = ops.cast(ops.matmul(exponentials, backwards), "float32")
-            d_hidden.append(products * (weights[:, at, None] / total))
-            columns = ops.reshape(rows[:, at] / total, (-1, width + 1))
-            columns = ops.transpose(ops.cast(columns, hidden.dtype))
-            products = ops.matmul(columns, ops.reshape(exponentials, (-1, words)))
+            # Of all that softmax is made of, oneDNN makes one pass over the logits.
+            probabilities = ops.softmax(_logits(piece, narrow, bias))  # (B, t, V)
+            chances.append(_of_each(probabilities, targets[:, at]))
+            probabilities = ops.cast(probabilities, hidden.dtype)
+            d_hidden.append(ops.cast(ops.matmul(probabilities, backwards), "float32"))
+            columns = ops.transpose(ops.reshape(rows[:, at], (-1, width + 1)))
+            flat = ops.reshape(probabilities, (-1, words))
+            products = ops.matmul(ops.cast(columns, hidden.dtype), flat)
             against_kernel = against_kernel - ops.cast(products, "float32")
         chosen = ops.cast(ops.take(backwards, targets, axis=0), "float32")  # (B, T, C)
-        d_hidden = ops.concatenate(d_hidden, axis=1) - chosen * weights[..., None]
+        d_hidden = (ops.concatenate(d_hidden, axis=1) - chosen) * weights[..., None]
         d_kernel, d_bias = -against_kernel[:-1], -against_kernel[-1]
-        losses = ops.concatenate(losses, axis=1)
+        chances = ops.concatenate(chances, axis=1)
+        losses = ops.cond(
+            ops.min(chances) > LEAST_CHANCE,
+            lambda: -ops.log(chances),
+            lambda: token_losses(hidden, kernel, bias, targets)[0],
+        )
         sums = ops.stack([ops.sum(losses * weights), ops.sum(losses * observed)])
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
@@ -128,12 +135,13 @@ def _with_ones(x: Any) -> Any:
     return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
 
 
-def _losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
-    """Nats and hits (B, t), the shifted exponentials of the logits (B, t, V), and their sums."""
-    logits = ops.cast(ops.matmul(hidden, kernel), "float32") + ops.cast(bias, "float32")
-    shift = ops.max(logits, axis=-1, keepdims=True)
-    chosen = ops.take_along_axis(logits, targets[..., None], axis=-1)
-    exponentials = ops.exp(logits - shift)
-    total = ops.sum(exponentials, axis=-1, keepdims=True)  # (B, t, 1)
-    nats, hits = ops.log(total) + shift - chosen, ops.equal(chosen, shift)
-    return nats[..., 0], hits[..., 0], exponentials, total
+def _logits(hidden: Any, kernel: Any, bias: Any) -> Any:
+    """float32 (B, t, V); as matrices, for then TensorFlow adds the bias within the product."""
+    flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
+    logits = ops.cast(ops.matmul(flat, kernel), "float32") + ops.cast(bias, "float32")
+    return ops.reshape(logits, (-1, hidden.shape[1], kernel.shape[1]))
+
+
+def _of_each(values: Any, chosen: Any) -> Any:
+    """Of (B, t, V) the one at each index (B, t)."""
+    return ops.take_along_axis(values, chosen[..., None], axis=-1)[..., 0]
