@@ -402,12 +402,26 @@ def test_an_interrupted_challenge_is_finished_by_the_next(store: str, monkeypatc
         with monkeypatch.context() as patch, pytest.raises(InputError, match="disk is full"):
             patch.setattr(MlflowClient, method, full)
             challenge(store, "mini", mine, SETTINGS, never)
-    assert challenge(store, "mini", mine, SETTINGS, never)["verdict"] == "promoted"
+    outcome = challenge(store, "mini", mine, SETTINGS, never)
     now, history = champion.state(store, "mini")
     assert (now, [(move["from"], move["version"]) for move in history]) == (
         "2",
         [(None, "1"), ("1", "2")],
     )
+    # What an undisturbed one says.
+    assert outcome["verdict"] == "promoted"
+    assert outcome["champion"]["bits_per_byte"] == 1.5
+    assert history[-1]["reason"] == outcome["reason"]
+    assert outcome["reason"].startswith("bits per byte 1.4000 against the champion's 1.5000")
+
+
+def test_a_version_promoted_by_hand_before_its_challenge_stays(store: str) -> None:
+    challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
+    mine = challenger(store, 1.6)
+    champion.promote(store, "mini", "2", reason="it reads better")
+    outcome = challenge(store, "mini", mine, SETTINGS, never)
+    assert (outcome["verdict"], outcome["reason"]) == ("promoted", "it is the champion already")
+    assert len(champion.state(store, "mini").history) == 2
 
 
 def full(*args: Any, **kwargs: Any) -> None:

@@ -64,6 +64,20 @@ class State(NamedTuple):
     version: str | None
     history: list[dict[str, str | None]]
 
+    def before_the_gate(self, version: str) -> str | None:
+        """The champion that a version met, which the gate may have put in its place since.
+
+        Args:
+            version: of which no more is known than these moves, the last perhaps without its entry.
+        """
+        if self.version != version:
+            return self.version
+        last = self.history[-1] if self.history else {}
+        if last.get("version") == version:
+            return last["from"] if last["how"] == "gate" else version
+        line = _line(self.history)
+        return line[-1] if line else None
+
 
 def state(uri: str, name: str) -> State:
     """Reads the champion of a registered model, and the moves of the alias.

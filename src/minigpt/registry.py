@@ -112,8 +112,10 @@ def challenge(
     if (recorded.get("challenger"), recorded.get("settings")) == (challenger, settings):
         return dict(recorded)
     while True:
-        before, theirs = champion.state(uri, name).version, None
-        if before == number:  # an interrupted registration, or other settings
+        now = champion.state(uri, name)
+        # Without a record, an interrupted registration made it the champion: decided as before.
+        before, theirs = now.version if recorded else now.before_the_gate(number), None
+        if before == number:  # by hand, or with other settings
             verdict, reason = "promoted", "it is the champion already"
         else:
             if before and challenger["held_out"]:
@@ -121,7 +123,7 @@ def challenge(
             mine, bits = challenger.get("bits_per_byte"), (theirs or {}).get("bits_per_byte")
             verdict, reason = gate.decide(mine, before, bits, settings["min_improvement"])
         if verdict != "promoted" or champion.move(
-            uri, name, number, how="gate", reason=reason, expected=before
+            uri, name, number, how="gate", reason=reason, expected=now.version
         ):
             break
     outcome = {
