@@ -180,8 +180,8 @@ class Generator:
         network: the model.
         vocabulary: the one that it was trained with.
         style: the standardisation of the vocabulary's tokens.
-        jit_compile: whether TensorFlow compiles each new shape by XLA.  Warm, a token then takes
-            some two thirds of the time; the first call of a shape takes 2 to 4 s more, for which
+        jit_compile: whether TensorFlow compiles each new shape by XLA.  Warm, a token of one text
+            then takes half the time; the first call of a shape takes 2 to 4 s more, for which
             thousands of tokens must be written.  The texts differ only where rounding decides.
     """
 
