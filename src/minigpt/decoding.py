@@ -7,7 +7,6 @@ No entry of the vocabulary marks the end of a review: all texts end together, af
 Shapes: B texts, P prompt columns, N tokens to write, R rounds of a sampler, V words.
 """
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
@@ -104,9 +103,8 @@ class DecodingLoop:
         for block in self.network.blocks:
             parts = []
             for layer in (block.query, block.key, block.value, block.attention_output):
-                kernel = ops.reshape(layer.kernel, (-1, math.prod(layer.bias.shape)))
                 bias = ops.reshape(layer.bias, (-1,))
-                parts.append((ops.cast(kernel, dtype), ops.cast(bias, dtype)))
+                parts.append((ops.cast(layer.matrix, dtype), ops.cast(bias, dtype)))
             blocks.append(parts)
         return {"head": head, "blocks": blocks}
 
@@ -121,13 +119,12 @@ class DecodingLoop:
         own, and one text's attention is multiplied out and summed.
         """
         x = self.network.embed(token, ops.maximum(column - padding, 0))
-        batch = x.shape[0]
+        batch, heads, columns, width = cache[0][0].shape
+        rows = ops.arange(batch * heads)[:, None] * columns + column
         updated = []
         for block, kept, parts in zip(self.network.blocks, cache, weights["blocks"], strict=True):
-            heads, width = block.settings["num_heads"], block.settings["key_dim"]
             query, key, value = (ops.matmul(x, kernel) + bias for kernel, bias in parts[:3])
             query = ops.reshape(query * width**-0.5, (batch, heads, 1, width))
-            rows = ops.arange(batch * heads)[:, None] * kept[0].shape[2] + column
             keys, values = _put(kept[0], rows, key), _put(kept[1], rows, value)  # (B, H, K, D)
             if batch == 1:
                 scores = ops.sum(query * keys, axis=-1)[:, :, None]  # (B, H, 1, K)

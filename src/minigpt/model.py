@@ -48,10 +48,14 @@ class Projection(layers.EinsumDense):
 
     def call(self, inputs: Any) -> Any:
         """What EinsumDense gives: a product with the kernel, and the bias."""
-        outputs = self.bias.shape
-        kernel = ops.reshape(self.kernel, (-1, math.prod(outputs)))
+        kernel, outputs = self.matrix, self.bias.shape
         x = ops.reshape(inputs, (-1, inputs.shape[1], kernel.shape[0]))
         return ops.reshape(ops.matmul(x, kernel), (-1, x.shape[1], *outputs)) + self.bias
+
+    @property
+    def matrix(self) -> Any:
+        """The kernel, (all of an input, all of an output)."""
+        return ops.reshape(self.kernel, (-1, math.prod(self.bias.shape)))
 
 
 @keras.saving.register_keras_serializable("minigpt")
