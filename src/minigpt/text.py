@@ -77,14 +77,15 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     bounds = bounds - bounds[0]
     # No space is put anywhere: a token begins where one would be, or was, and ends where the next
     # one begins, once white space is left out.
-    kinds = _KINDS[letters]
+    # take and compress: twice as fast as the same by index.
+    kinds = _KINDS.take(letters)
     begins = kinds == _MARK
     begins[1:] |= kinds[:-1] == _SPACE if style == "published" else kinds[:-1] != _OTHER
     begins[bounds[bounds < len(letters)]] = True
     kept = kinds != _SPACE
     begins &= kept
-    letters = letters[kept]
-    offsets = np.append(np.flatnonzero(begins[kept]), len(letters)).astype(np.int32)
+    letters = letters.compress(kept)
+    offsets = np.append(np.flatnonzero(begins.compress(kept)), len(letters)).astype(np.int32)
     counts = np.flatnonzero(begins).searchsorted(bounds).astype(np.int32)
     tokens = pa.StringArray.from_buffers(
         len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(letters)
