@@ -29,11 +29,11 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
     Returns:
         Nats of each position, float32 (B, T), and whether no word was more probable, bool (B, T).
     """
-    kernel = ops.cast(kernel, hidden.dtype)
+    whole = _with_bias(kernel, bias, hidden.dtype)
     losses: list[Any] = []
     hits: list[Any] = []
     for at in _blocks(hidden, kernel):
-        logits = _logits(_after(losses, hidden[:, at]), kernel, bias)
+        logits = _logits(_after(losses, hidden[:, at]), whole)
         largest = ops.max(logits, axis=-1)
         total = ops.sum(ops.exp(logits - largest[..., None]), axis=-1)
         chosen = _of_each(logits, targets[:, at])
@@ -62,13 +62,12 @@ def weighted_losses(
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
         width, words = kernel.shape
-        narrow = ops.cast(kernel, hidden.dtype)
-        backwards = ops.transpose(narrow)
+        whole = _with_bias(kernel, bias, hidden.dtype)
+        backwards = ops.transpose(ops.cast(kernel, hidden.dtype))
         chances: list[Any] = []
         d_hidden: list[Any] = []
         # The one-hot half of the gradient is a scatter of whole rows, apart from the blocks: it
-        # spares a pass over their logits.  The bias is one more row of the kernel here, whose
-        # input is always 1.
+        # spares a pass over their logits.
         rows = _with_ones(ops.cast(hidden, "float32")) * weights[..., None]  # (B, T, C + 1)
         flat_targets = ops.reshape(targets, (-1,))
         d_rows = ops.segment_sum(ops.reshape(rows, (-1, width + 1)), flat_targets, words)
@@ -78,7 +77,7 @@ def weighted_losses(
         for at in _blocks(hidden, kernel):
             piece = _after([*d_hidden[-1:], against_kernel], hidden[:, at])
             # Of all that softmax is made of, oneDNN makes one pass over the logits.
-            probabilities = ops.softmax(_logits(piece, narrow, bias))  # (B, t, V)
+            probabilities = ops.softmax(_logits(piece, whole))  # (B, t, V)
             chances.append(_of_each(probabilities, targets[:, at]))
             probabilities = ops.cast(probabilities, hidden.dtype)
             d_hidden.append(ops.cast(ops.matmul(probabilities, backwards), "float32"))
@@ -135,11 +134,20 @@ def _with_ones(x: Any) -> Any:
     return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
 
 
-def _logits(hidden: Any, kernel: Any, bias: Any) -> Any:
-    """float32 (B, t, V); as matrices, for then TensorFlow adds the bias within the product."""
-    flat = ops.reshape(hidden, (-1, hidden.shape[-1]))
-    logits = ops.cast(ops.matmul(flat, kernel), "float32") + ops.cast(bias, "float32")
-    return ops.reshape(logits, (-1, hidden.shape[1], kernel.shape[1]))
+def _with_bias(kernel: Any, bias: Any, dtype: str) -> Any:
+    """(C + 1, V): the bias as one more row of the kernel, whose input is always 1.
+
+    This spares a pass over the logits; and of 257 rows oneDNN packs half at once, in place of all
+    of 256, in memory that the threads' heaps never get back to use.
+    """
+    return ops.concatenate([ops.cast(kernel, dtype), ops.cast(bias, dtype)[None]])
+
+
+def _logits(hidden: Any, whole: Any) -> Any:
+    """float32 (B, t, V)."""
+    flat = ops.reshape(_with_ones(hidden), (-1, whole.shape[0]))
+    logits = ops.cast(ops.matmul(flat, whole), "float32")
+    return ops.reshape(logits, (-1, hidden.shape[1], whole.shape[1]))
 
 
 def _of_each(values: Any, chosen: Any) -> Any:
