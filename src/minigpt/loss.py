@@ -29,7 +29,7 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
     Returns:
         Nats of each position, float32 (B, T), and whether no word was more probable, bool (B, T).
     """
-    whole = _with_bias(kernel, bias, hidden.dtype)
+    whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
     losses: list[Any] = []
     hits: list[Any] = []
     for at in _blocks(hidden, kernel):
@@ -62,8 +62,8 @@ def weighted_losses(
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
         width, words = kernel.shape
-        whole = _with_bias(kernel, bias, hidden.dtype)
-        backwards = ops.transpose(ops.cast(kernel, hidden.dtype))
+        narrow = ops.cast(kernel, hidden.dtype)
+        whole, backwards = _with_bias(narrow, bias), ops.transpose(narrow)
         chances: list[Any] = []
         d_hidden: list[Any] = []
         # The one-hot half of the gradient is a scatter of whole rows, apart from the blocks: it
@@ -134,17 +134,17 @@ def _with_ones(x: Any) -> Any:
     return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
 
 
-def _with_bias(kernel: Any, bias: Any, dtype: str) -> Any:
+def _with_bias(kernel: Any, bias: Any) -> Any:
     """(C + 1, V): the bias as one more row of the kernel, whose input is always 1.
 
     It spares a pass over the logits, and 100 MB: what oneDNN packs of 256 rows is twice what it
     packs of 257, and stays behind in the heap of each thread (benchmarks/README.md).
     """
-    return ops.concatenate([ops.cast(kernel, dtype), ops.cast(bias, dtype)[None]])
+    return ops.concatenate([kernel, ops.cast(bias, kernel.dtype)[None]])
 
 
 def _logits(hidden: Any, whole: Any) -> Any:
-    """float32 (B, t, V)."""
+    """float32 (B, t, V), of hidden states (B, t, C) and what `_with_bias` made."""
     flat = ops.reshape(_with_ones(hidden), (-1, whole.shape[0]))
     logits = ops.cast(ops.matmul(flat, whole), "float32")
     return ops.reshape(logits, (-1, hidden.shape[1], whole.shape[1]))
