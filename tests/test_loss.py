@@ -11,6 +11,7 @@ import pytest
 from keras import ops
 
 from minigpt import loss
+from minigpt.training import LossModel
 
 pytestmark = pytest.mark.backend
 
@@ -202,10 +203,38 @@ def test_every_weight_of_the_model_learns_as_from_the_plain_loss(
         close(found, expected, 1e-4)
 
 
+def test_a_training_step_descends_by_the_gradients_of_the_plain_loss(
+    make_network: Any, gradients: Any
+) -> None:
+    network = make_network(dropout=0.0)
+    rng = np.random.default_rng(1)
+    tokens, targets = rng.integers(2, 60, (2, 4, 9)).astype("int32")
+    variables = network.trainable_variables
+    before = [ops.convert_to_numpy(variable) for variable in variables]
+
+    def plain(*values: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(variables, values, strict=True))):
+            logits = network(tokens)
+        return ops.mean(
+            keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+        )
+
+    expected = gradients(plain, *before)
+    model = LossModel(network, padded=False)
+    jit_compile = keras.backend.backend() == "jax"
+    model.compile(optimizer=keras.optimizers.SGD(1.0), jit_compile=jit_compile)
+    model.train_on_batch(tokens, targets)
+    for variable, old, gradient in zip(variables, before, expected, strict=True):
+        if not variable.path.endswith("key/bias"):
+            assert gradient.any(), variable.path
+            close(old - ops.convert_to_numpy(variable), gradient, 1e-4)
+
+
 # Twenty blocks of the published size: with fewer or smaller ones the sum was always the same.
 GRADIENTS = """
 import hashlib, numpy, tensorflow
 from minigpt import loss
+from minigpt.training import LossModel
 rng = numpy.random.default_rng(1)
 shapes = (128, 80, 8), (8, 20_000), (20_000,)
 inputs = [tensorflow.constant(rng.normal(size=shape).astype("float32")) for shape in shapes]

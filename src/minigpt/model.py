@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,20 +128,30 @@ class TransformerBlock(layers.Layer):
         Returns:
             (B, T, C), and the keys and values with this call's in them.
         """
+        # What is soon computed again is not kept until its gradients are taken (Chen et al., 2016,
+        # https://arxiv.org/abs/1604.06174).  No dropout in it: it would draw again.
+        once = keras.remat if training else lambda function: function
         query, keys, values = self.query(x), self.key(x), self.value(x)  # (B, T, H, D)
         if cache is not None:
             keys = ops.slice_update(cache[0], (0, column, 0, 0), keys)  # (B, K, H, D)
             values = ops.slice_update(cache[1], (0, column, 0, 0), values)
+        attended = once(partial(self._attend, mask))(query, keys, values)
+        x = once(self.attention_norm)(x + self.attention_dropout(attended, training=training))
+        fed = once(self._feed_forward)(x)
+        fed = self.feed_forward_dropout(fed, training=training)
+        return once(self.feed_forward_norm)(x + fed), (keys, values)
+
+    def _attend(self, mask: Any, query: Any, keys: Any, values: Any) -> Any:
         query = query * self.settings["key_dim"] ** -0.5
         scores = ops.einsum("bthd,bkhd->bhtk", query, keys)
         # In float32 whatever the policy, like Keras's own Softmax under mixed precision.
         scores = ops.where(mask, ops.cast(scores, "float32"), -1e9)
         weights = ops.cast(ops.softmax(scores), values.dtype)
         attended = ops.einsum("bhtk,bkhd->bthd", weights, values)
-        attended = self.attention_dropout(self.attention_output(attended), training=training)
-        x = self.attention_norm(x + attended)
-        fed = self.feed_forward_dropout(self.contract(self.expand(x)), training=training)
-        return self.feed_forward_norm(x + fed), (keys, values)
+        return self.attention_output(attended)
+
+    def _feed_forward(self, x: Any) -> Any:
+        return self.contract(self.expand(x))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the weights for inputs of (B, T, C)."""
