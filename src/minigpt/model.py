@@ -129,7 +129,8 @@ class TransformerBlock(layers.Layer):
             (B, T, C), and the keys and values with this call's in them.
         """
         # What is soon computed again is not kept until its gradients are taken (Chen et al., 2016,
-        # https://arxiv.org/abs/1604.06174).  No dropout in it: it would draw again.
+        # https://arxiv.org/abs/1604.06174).  No dropout in it, which would draw again, and no ReLU, which
+        # may fall on the other side of 0 where TensorFlow rounds the second time otherwise.
         once = keras.remat if training else lambda function: function
         query, keys, values = self.query(x), self.key(x), self.value(x)  # (B, T, H, D)
         if cache is not None:
@@ -137,8 +138,7 @@ class TransformerBlock(layers.Layer):
             values = ops.slice_update(cache[1], (0, column, 0, 0), values)
         attended = once(partial(self._attend, mask))(query, keys, values)
         x = once(self.attention_norm)(x + self.attention_dropout(attended, training=training))
-        fed = once(self._feed_forward)(x)
-        fed = self.feed_forward_dropout(fed, training=training)
+        fed = self.feed_forward_dropout(self.contract(self.expand(x)), training=training)
         return once(self.feed_forward_norm)(x + fed), (keys, values)
 
     def _attend(self, mask: Any, query: Any, keys: Any, values: Any) -> Any:
@@ -149,9 +149,6 @@ class TransformerBlock(layers.Layer):
         weights = ops.cast(ops.softmax(scores), values.dtype)
         attended = ops.einsum("bhtk,bkhd->bthd", weights, values)
         return self.attention_output(attended)
-
-    def _feed_forward(self, x: Any) -> Any:
-        return self.contract(self.expand(x))
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the weights for inputs of (B, T, C)."""
