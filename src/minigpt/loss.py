@@ -132,7 +132,7 @@ def _scan(step: Any, state: Any, blocks: int, dtypes: tuple[str, str]) -> tuple[
 
     On TensorFlow Keras's (3.15) returns outputs only of the state's own shape and dtype.  One block
     is done before the next begins; and unlike a loop that Python unrolls, the graph of a step stays
-    small: it is made in half the time, and takes 50 MB less (benchmarks/README.md).
+    small: it is made in two thirds of the time, and takes 50 MB less (benchmarks/README.md).
     """
     if keras.backend.backend() != "tensorflow":
         return ops.scan(step, state, ops.arange(blocks))
