@@ -81,8 +81,8 @@ def weighted_losses(
             found = d_piece[..., :width] * share[..., None], chance
             return against_whole - _float32(products), found
 
-        # The one-hot half of the kernel's gradient is a scatter of whole rows, apart from the
-        # blocks: it spares a pass over their logits.  They are subtracted from it.
+        # The one-hot half of the kernel's gradient is a scatter of whole rows, from which each
+        # block's product is subtracted: it spares a pass over the logits.
         rows = ops.reshape(_weighted(hidden, weights), (-1, width + 1))
         d_rows = ops.segment_sum(rows, ops.reshape(targets, (-1,)), words)  # (V, C + 1)
         dtypes = ("float32", "float32")
