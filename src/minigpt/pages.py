@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 WORDS_AROUND = 20  # of a copied run, shown on either side
 
@@ -22,6 +21,8 @@ def draw(
         lines: xs and ys by name; xs that are words stand in their order, ys that are None or ""
             are left out.
     """
+    from matplotlib.figure import Figure  # not found while a stage loads, see backend.py
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, (xs, ys) in lines.items():
