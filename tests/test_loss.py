@@ -234,7 +234,6 @@ def test_a_training_step_descends_by_the_gradients_of_the_plain_loss(
 GRADIENTS = """
 import hashlib, numpy, tensorflow
 from minigpt import loss
-from minigpt.training import LossModel
 rng = numpy.random.default_rng(1)
 shapes = (128, 80, 8), (8, 20_000), (20_000,)
 inputs = [tensorflow.constant(rng.normal(size=shape).astype("float32")) for shape in shapes]

@@ -68,7 +68,7 @@ def weighted_losses(
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
         hiddens, answers, shares = (_blocks(x, kernel) for x in (hidden, targets, weights))
 
-        def of_block(against_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
+        def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
             # Of all that softmax is made of, oneDNN makes one pass over the logits.
             probabilities = ops.softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
@@ -79,16 +79,16 @@ def weighted_losses(
             rows = ops.cast(_weighted(piece, share), hidden.dtype)
             products = ops.matmul(ops.transpose(ops.reshape(rows, (-1, width + 1))), flat)
             found = d_piece[..., :width] * share[..., None], chance
-            return against_whole - _float32(products), found
+            return d_whole + _float32(products), found
 
-        # The one-hot half of the kernel's gradient is a scatter of whole rows, from which each
-        # block's product is subtracted: it spares a pass over the logits.
+        # The one-hot half of the kernel's gradient is a scatter of whole rows, to which each
+        # block's product is added: it spares a pass over the logits.
         rows = ops.reshape(_weighted(hidden, weights), (-1, width + 1))
-        d_rows = ops.segment_sum(rows, ops.reshape(targets, (-1,)), words)  # (V, C + 1)
+        d_rows = -ops.segment_sum(rows, ops.reshape(targets, (-1,)), words)  # (V, C + 1)
         dtypes = ("float32", "float32")
-        against_whole, found = _scan(of_block, ops.transpose(d_rows), answers.shape[1], dtypes)
+        d_whole, found = _scan(of_block, ops.transpose(d_rows), answers.shape[1], dtypes)
         d_hidden, chances = (_joined(blocks, targets) for blocks in found)
-        d_kernel, d_bias = -against_whole[:width], -against_whole[width]
+        d_kernel, d_bias = d_whole[:width], d_whole[width]
         losses = ops.cond(
             ops.min(chances) > LEAST_CHANCE,
             lambda: -ops.log(chances),
@@ -132,7 +132,7 @@ def _scan(step: Any, state: Any, blocks: int, dtypes: tuple[str, str]) -> tuple[
 
     On TensorFlow Keras's (3.15) returns outputs only of the state's own shape and dtype.  One block
     is done before the next begins; and unlike a loop that Python unrolls, the graph of a step stays
-    small: it is made in two thirds of the time, and takes 50 MB less (benchmarks/README.md).
+    small: it is made sooner, and takes 50 MB less (benchmarks/README.md).
     """
     if keras.backend.backend() != "tensorflow":
         return ops.scan(step, state, ops.arange(blocks))
