@@ -55,6 +55,19 @@ def compiled_model(
     return model
 
 
+def bias_between_activations(model: keras.Model, tokens: np.ndarray) -> np.ndarray:
+    """A bias before ReLU by which no activation is near 0, in the middle half's widest gap."""
+    embedding, block = model.layers[1:3]
+    x = embedding(tokens)
+    x = block.norms[0](x + block.attention(x, x, use_causal_mask=True))
+    kernel = block.feed_forward.layers[0].kernel
+    found = np.sort(ops.convert_to_numpy(ops.matmul(x, kernel)).reshape(-1, WIDTH), axis=0)
+    middle = found[len(found) // 4 : -len(found) // 4]
+    widest = np.diff(middle, axis=0).argmax(axis=0)
+    below, above = middle[[widest, widest + 1], np.arange(WIDTH)]
+    return -(below + above) / 2
+
+
 def generate(model: keras.Model, tokens: list[int], number: int, rng: np.random.Generator) -> None:
     """Adds tokens to a text, as the script does: each from a pass over the whole, padded text."""
     for _ in range(number):

@@ -66,6 +66,18 @@ def test_both_sides_of_a_step_are_alike(training: Any) -> None:
     assert 0 < facts["gradients_differ_by"] < 1e-5
 
 
+def test_both_sides_are_compared_where_relu_has_a_gradient(training: Any) -> None:
+    model, (x, _) = training.script.compiled_model(), training.batch()
+    dense = model.layers[2].feed_forward.layers[0]
+    dense.bias.assign(training.script.bias_between_activations(model, x))
+    seen: list[Any] = []
+    dense.activation = lambda activations: seen.append(np.array(activations)) or activations
+    model(x)
+    assert abs(seen[0]).min() > 1e-3
+    on = (seen[0] > 0).mean(axis=(0, 1))
+    assert (on > 0.2).all() and (on < 0.8).all()  # some of each unit on either side
+
+
 def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import measure
 

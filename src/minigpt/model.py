@@ -129,8 +129,7 @@ class TransformerBlock(layers.Layer):
             (B, T, C), and the keys and values with this call's in them.
         """
         # What is soon computed again is not kept until its gradients are taken (Chen et al., 2016,
-        # https://arxiv.org/abs/1604.06174).  No dropout in it, which would draw again; no ReLU,
-        # which may take the other side of 0 where the second computation rounds otherwise.
+        # https://arxiv.org/abs/1604.06174).  No dropout in it, which would draw again.
         once = keras.remat if training else lambda function: function
         query, keys, values = self.query(x), self.key(x), self.value(x)  # (B, T, H, D)
         if cache is not None:
