@@ -25,7 +25,7 @@ from benchmarks.measure import (
     run,
     timed,
 )
-from minigpt import corpus, sequences, vocabulary
+from minigpt import corpus, reading, sequences, vocabulary
 
 FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
 FACTORS = (1, 4, 16)
@@ -44,7 +44,7 @@ def existing(archive: Path) -> Path:
 def texts(archive: Path) -> pa.Array:
     """The reviews: a few of the sample in a tiny run."""
     archive = existing(archive)
-    found = pa.Table.from_batches(corpus.read_archive(archive, FOLDERS))["text"].combine_chunks()
+    found = pa.Table.from_batches(reading.read_archive(archive, FOLDERS))["text"].combine_chunks()
     return found.slice(0, 600) if script.TINY else found
 
 

@@ -31,12 +31,12 @@ import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from minigpt import config, corpus, sequences, vocabulary
+from minigpt import config, corpus, reading, sequences, vocabulary
 from minigpt.errors import InputError
 from minigpt.text import STYLES, detokenise, tokenise
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = corpus.Limits(max_bytes=2**22, max_members=100)
+LIMITS = reading.Limits(max_bytes=2**22, max_members=100)
 MOST_MEMORY = 8 * 2**30  # bytes
 HERE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
@@ -108,7 +108,7 @@ def archive() -> Case:
     def read(data: bytes) -> None:
         path = file("a.tar.gz", data)
         for undecodable in ("fail", "replace"):
-            list(corpus.read_archive(path, ["a/train/pos", "a/train/neg"], undecodable, LIMITS))
+            list(reading.read_archive(path, ["a/train/pos", "a/train/neg"], undecodable, LIMITS))
 
     tars = altered(st.lists(members, max_size=6).map(pack))
     zipped = tars.map(lambda tar: gzip.compress(tar, 1, mtime=0))
@@ -126,7 +126,7 @@ def files() -> Case:
     inputs = st.one_of(*(st.tuples(st.just(name), made) for name, made in kinds))
 
     def read(given: tuple[str, bytes]) -> None:
-        batches = list(corpus.read_files(file(*given), limits=LIMITS))
+        batches = list(reading.read_files(file(*given), limits=LIMITS))
         corpus.write_reviews(batches, HERE / "reviews.parquet")
         assert corpus.read_reviews(HERE / "reviews.parquet").equals(pa.Table.from_batches(batches))
 

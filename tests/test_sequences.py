@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt import corpus, sequences, vocabulary
+from minigpt import corpus, reading, sequences, vocabulary
 from minigpt.errors import InputError
 from minigpt.text import STYLES, detokenise, tokenise
 
@@ -285,7 +285,7 @@ def test_hostile_reviews_go_right_through(tmp_path, style):
     path = tmp_path / "mine.jsonl"
     rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    corpus.write_reviews(corpus.read_files(path), tmp_path / "reviews.parquet")
+    corpus.write_reviews(reading.read_files(path), tmp_path / "reviews.parquet")
     reviews = corpus.read_reviews(tmp_path / "reviews.parquet")
     assert dict(zip(reviews["id"].to_pylist(), reviews["text"].to_pylist(), strict=True)) == HOSTILE
 
@@ -317,6 +317,6 @@ def test_hostile_reviews_go_right_through(tmp_path, style):
 def test_a_review_of_100_mb_in_one_line(tmp_path):
     text = "a film, " * (100 * 2**20 // 8)
     (tmp_path / "a.txt").write_text(text)
-    corpus.write_reviews(corpus.read_files(tmp_path), tmp_path / "reviews.parquet")
+    corpus.write_reviews(reading.read_files(tmp_path), tmp_path / "reviews.parquet")
     kept = corpus.read_reviews(tmp_path / "reviews.parquet", ["text"])
     assert kept["text"][0].as_py() == text

@@ -28,7 +28,7 @@ READ_ALL_THE_SAME = {"register": {"sample.prompts"}}
 LAYERS = (
     {"registry", "champion"},
     {"training", "evaluation", "tracking", "serving"},
-    {"model", "loss", "decoding", "sampling", "sequences"},
+    {"model", "loss", "decoding", "sampling", "sequences", "download", "reading"},
     {"vocabulary", "text", "corpus", "baselines", "checkpoints", "copying", "gate", "pages"},
 )
 MAY_IMPORT = {  # beside those
@@ -180,7 +180,11 @@ def test_no_two_modules_import_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "corpus", "text", "vocabulary", "sequences", "stages.__main__"]
+    "module",
+    [
+        *("config", "corpus", "download", "reading", "text", "vocabulary", "sequences"),
+        "stages.__main__",
+    ],
 )
 def test_a_module_that_computes_nothing_loads_no_framework(module: str) -> None:
     heavy = "{'tensorflow', 'keras', 'jax', 'torch', 'mlflow', 'hydra', 'dvc'}"

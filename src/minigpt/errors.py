@@ -1,4 +1,7 @@
-"""The one exception that is the user's to mend."""
+"""What is the user's to mend."""
+
+import os
+from pathlib import Path
 
 
 class InputError(Exception):
@@ -6,3 +9,19 @@ class InputError(Exception):
 
     Stages print the message without a traceback and exit with code 2.
     """
+
+
+def missing(key: str, path: Path) -> InputError:
+    """The error of a path that leads nowhere.
+
+    Args:
+        key: of the configuration, where the path stands.
+        path: as it stands there.
+    """
+    message = f"{key}: there is no such file or folder: {path}"
+    if os.environ.get("DVC_EXP_NAME") and not path.is_absolute():
+        message += (
+            ". Experiments run in a copy of the project that holds only tracked files: `dvc add` "
+            "it, or give an absolute path"
+        )
+    return InputError(message + ".")
