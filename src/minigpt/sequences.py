@@ -1,12 +1,15 @@
 """Token windows: cut from reviews, kept in TFRecord shards, fed to training."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +25,10 @@ if TYPE_CHECKING:
 POLICIES = ("head", "windows")
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
+
+# Around each record: its length in 8 bytes, and a checksum of 4 of either.
+# https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+_FRAME_BYTES = 16
 
 Ints = npt.NDArray[np.int64]
 
@@ -83,14 +90,14 @@ def write(
     validation_fraction: float,
     vocabulary_sha256: str,
     vocabulary_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int | None], None] | None = None,
 ) -> dict[str, Any]:
     """Write the windows of all reviews as shards of `tf.train.Example`, with a manifest.
 
     Each shard holds a contiguous run of windows: read one after the other they give the reviews in
-    their order, and one file at a time is open.  The same reviews give the same bytes, in whatever
-    batches they come; a batch at a time is in memory, and the token ids wait on disk until the
-    number of windows, and so the size of a shard, is known.
+    their order.  The same reviews give the same bytes, in whatever batches they come; a batch is
+    in memory while the next one is made.  How many windows a shard is to hold is known only at the
+    end: until then there is one file for each split, which is then cut.
 
     Args:
         directory: Where to write; what is there is replaced as a whole, at the end.
@@ -101,7 +108,8 @@ def write(
         validation_fraction: The share of reviews that was to be held out, 0 for none.
         vocabulary_sha256: The checksum of the vocabulary that gave the ids.
         vocabulary_size: Its number of entries.
-        progress: Called after each shard with the windows written so far, and with all of them.
+        progress: Called after each batch with the windows written so far and, at the end, in all
+            (None before).
 
     Returns:
         The manifest.
@@ -109,6 +117,8 @@ def write(
     Raises:
         InputError: A split that was asked for has nothing to learn from.
     """
+    import tensorflow as tf
+
     manifest: dict[str, Any] = {
         "format": "TFRecord files of tf.train.Example",
         "features": {
@@ -124,18 +134,24 @@ def write(
     }
     counted = ("reviews", "sequences", "targets", "unknown_targets")
     splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
+    sizes = {split: array("q") for split in SPLITS}  # of the records, in bytes
     with files.replacing(directory) as fresh:
         fresh.mkdir()
-        spool, waiting = fresh / "ids", []
-        with spool.open("wb") as file:
-            for batch in batches:
-                file.write(np.ascontiguousarray(batch.ids, np.int32).data)  # tofile tells no errno
-                nothing = np.zeros(0, np.int32)  # a view of what is there would keep it
-                waiting.append(batch._replace(ids=nothing))
+        with contextlib.ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(tf.io.TFRecordWriter(os.fspath(fresh / split)))
+                for split in SPLITS
+            }
+            for batch in _ahead(batches):
                 for split, counts in splits.items():
-                    for name, number in _count(batch, split, length, policy).items():
+                    chosen = _of_split(batch, split, length, policy)
+                    for name, number in _count(batch, split, chosen).items():
                         counts[name] += number
-        done, every = 0, sum(counts["sequences"] for counts in splits.values())
+                    for record in _examples(batch, chosen):
+                        writers[split].write(record)
+                        sizes[split].append(len(record) + _FRAME_BYTES)
+                if progress:
+                    progress(sum(map(len, sizes.values())), None)
         for split, counts in splits.items():
             if not counts["targets"] and (split == "train" or validation_fraction > 0):
                 reviews = sum(counts["reviews"] for counts in splits.values())
@@ -146,20 +162,31 @@ def write(
                 )
             total = counts["sequences"]
             number = min(shards if split == "train" else 1, total)
-            records = _records(spool, waiting, split, length, policy)
+            records = iter(sizes[split])
             entries = []
-            for i in range(number):
-                path = fresh / f"{split}-{i:05}-of-{number:05}.tfrecord"
-                size = total // number + (i < total % number)
-                _write_records(path, itertools.islice(records, size))
-                entries.append({"file": path.name, "records": size, **_fingerprint(path)})
-                done += size
-                if progress:
-                    progress(done, every)
+            with (fresh / split).open("rb") as whole:
+                for i in range(number):
+                    path = fresh / f"{split}-{i:05}-of-{number:05}.tfrecord"
+                    most = total // number + (i < total % number)
+                    _copy(whole, path, sum(itertools.islice(records, most)))
+                    entries.append({"file": path.name, "records": most, **_fingerprint(path)})
+            (fresh / split).unlink()
             manifest["splits"][split] = {**counts, "shards": entries}
-        spool.unlink()
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    if progress:
+        every = sum(map(len, sizes.values()))
+        progress(every, every)
     return manifest
+
+
+def _ahead(batches: Iterable[Encoded]) -> Iterator[Encoded]:
+    """Each batch, while a thread makes the next."""
+    batches = iter(batches)
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, batches, None)
+        while batch := coming.result():
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def _of_split(batch: Encoded, split: str, length: int, policy: str) -> tuple[Ints, Ints, Ints]:
@@ -170,9 +197,9 @@ def _of_split(batch: Encoded, split: str, length: int, policy: str) -> tuple[Int
     return starts, stops, reviews
 
 
-def _count(batch: Encoded, split: str, length: int, policy: str) -> dict[str, int]:
-    """What the manifest tells of a split, in one batch."""
-    starts, stops, _ = _of_split(batch, split, length, policy)
+def _count(batch: Encoded, split: str, chosen: tuple[Ints, Ints, Ints]) -> dict[str, int]:
+    """What the manifest tells of a split, in one batch, given its windows."""
+    starts, stops, _ = chosen
     targets = np.maximum(stops - starts - 1, 0)
     unknown = np.flatnonzero(batch.ids == UNKNOWN)
     return {
@@ -185,37 +212,14 @@ def _count(batch: Encoded, split: str, length: int, policy: str) -> dict[str, in
     }
 
 
-def _records(
-    spool: Path, batches: Iterable[Encoded], split: str, length: int, policy: str
-) -> Iterator[bytes]:
-    """The serialised windows of a split; the batches' token ids lie in the spool."""
-    with spool.open("rb") as file:
-        for batch in batches:
-            ids = np.fromfile(file, np.int32, int(batch.offsets[-1]))
-            starts, stops, reviews = _of_split(batch, split, length, policy)
-            places = (starts - batch.offsets[reviews]).tolist()
-            names = batch.review_ids.take(pa.array(reviews)).to_pylist()
-            spans = zip(starts.tolist(), stops.tolist(), strict=True)
-            yield from _examples(ids, spans, names, places)
-
-
-def _write_records(path: Path, records: Iterable[bytes]) -> None:
-    import tensorflow as tf
-
-    with tf.io.TFRecordWriter(os.fspath(path)) as writer:
-        for record in records:
-            writer.write(record)
-
-
-def _examples(
-    ids: npt.NDArray[np.int32],
-    spans: Iterable[tuple[int, int]],
-    names: Iterable[str],
-    places: Iterable[int],
-) -> Iterator[bytes]:
+def _examples(batch: Encoded, chosen: tuple[Ints, Ints, Ints]) -> Iterator[bytes]:
     """Serialise one `tf.train.Example` for each window."""
     import tensorflow as tf
 
+    starts, stops, reviews = chosen
+    spans = zip(starts.tolist(), stops.tolist(), strict=True)
+    names = batch.review_ids.take(pa.array(reviews)).to_pylist()
+    places = (starts - batch.offsets[reviews]).tolist()
     # One message, filled anew for each window: several times faster than making all its parts.
     message = tf.train.Example()
     feature = message.features.feature
@@ -224,10 +228,17 @@ def _examples(
     start.append(0)
     review.append(b"")
     for (first, last), name, place in zip(spans, names, places, strict=True):
-        tokens[:] = ids[first:last].tolist()
+        tokens[:] = batch.ids[first:last].tolist()
         start[0] = place
         review[0] = name.encode()
         yield message.SerializeToString(deterministic=True)
+
+
+def _copy(source: IO[bytes], path: Path, size: int) -> None:
+    """Write the next bytes of a file to another."""
+    with path.open("wb") as file:
+        while size:
+            size -= file.write(source.read(min(size, 2**20)))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
