@@ -37,9 +37,12 @@ class _Block(layers.Layer):
         self.norms = [layers.LayerNormalization(epsilon=1e-6) for _ in range(2)]
         self.dropouts = [layers.Dropout(dropout) for _ in range(2)]
 
-    def call(self, x: Any) -> Any:
+    def attend(self, x: Any) -> Any:
         attended = self.attention(x, x, use_causal_mask=True)
-        x = self.norms[0](x + self.dropouts[0](attended))
+        return self.norms[0](x + self.dropouts[0](attended))
+
+    def call(self, x: Any) -> Any:
+        x = self.attend(x)
         return self.norms[1](x + self.dropouts[1](self.feed_forward(x)))
 
 
@@ -58,8 +61,7 @@ def compiled_model(
 def bias_between_activations(model: keras.Model, tokens: np.ndarray) -> np.ndarray:
     """A bias before ReLU by which no activation is near 0, in the middle half's widest gap."""
     embedding, block = model.layers[1:3]
-    x = embedding(tokens)
-    x = block.norms[0](x + block.attention(x, x, use_causal_mask=True))
+    x = block.attend(embedding(tokens))
     kernel = block.feed_forward.layers[0].kernel
     found = np.sort(ops.convert_to_numpy(ops.matmul(x, kernel)).reshape(-1, WIDTH), axis=0)
     middle = found[len(found) // 4 : -len(found) // 4]

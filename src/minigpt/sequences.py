@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 from array import array
@@ -117,8 +116,6 @@ def write(
     Raises:
         InputError: A split that was asked for has nothing to learn from.
     """
-    import tensorflow as tf
-
     manifest: dict[str, Any] = {
         "format": "TFRecord files of tf.train.Example",
         "features": {
@@ -132,26 +129,9 @@ def write(
         "vocabulary": {"sha256": vocabulary_sha256, "size": vocabulary_size},
         "splits": {},
     }
-    counted = ("reviews", "sequences", "targets", "unknown_targets")
-    splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
-    sizes = {split: array("q") for split in SPLITS}  # of the records, in bytes
     with files.replacing(directory) as fresh:
         fresh.mkdir()
-        with contextlib.ExitStack() as stack:
-            writers = {
-                split: stack.enter_context(tf.io.TFRecordWriter(os.fspath(fresh / split)))
-                for split in SPLITS
-            }
-            for batch in _ahead(batches):
-                for split, counts in splits.items():
-                    chosen = _of_split(batch, split, length, policy)
-                    for name, number in _count(batch, split, chosen).items():
-                        counts[name] += number
-                    for record in _examples(batch, chosen):
-                        writers[split].write(record)
-                        sizes[split].append(len(record) + _FRAME_BYTES)
-                if progress:
-                    progress(sum(map(len, sizes.values())), None)
+        splits, sizes = _write_splits(fresh, batches, length, policy, progress)
         for split, counts in splits.items():
             if not counts["targets"] and (split == "train" or validation_fraction > 0):
                 reviews = sum(counts["reviews"] for counts in splits.values())
@@ -160,16 +140,14 @@ def write(
                     f"{reviews} reviews with sequences.validation_fraction="
                     f"{validation_fraction}; take a larger corpus or another fraction"
                 )
-            total = counts["sequences"]
-            number = min(shards if split == "train" else 1, total)
-            records = iter(sizes[split])
+            number = min(shards if split == "train" else 1, len(sizes[split]))
+            parts = np.array_split(sizes[split], number) if number else []
             entries = []
             with (fresh / split).open("rb") as whole:
-                for i in range(number):
+                for i, part in enumerate(parts):
                     path = fresh / f"{split}-{i:05}-of-{number:05}.tfrecord"
-                    most = total // number + (i < total % number)
-                    _copy(whole, path, sum(itertools.islice(records, most)))
-                    entries.append({"file": path.name, "records": most, **_fingerprint(path)})
+                    _copy(whole, path, int(part.sum()))
+                    entries.append({"file": path.name, "records": len(part), **_fingerprint(path)})
             (fresh / split).unlink()
             manifest["splits"][split] = {**counts, "shards": entries}
         (fresh / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -177,6 +155,38 @@ def write(
         every = sum(map(len, sizes.values()))
         progress(every, every)
     return manifest
+
+
+def _write_splits(
+    folder: Path,
+    batches: Iterable[Encoded],
+    length: int,
+    policy: str,
+    progress: Callable[[int, int | None], None] | None,
+) -> tuple[dict[str, dict[str, int]], dict[str, "array[int]"]]:
+    """One file for each split; what the manifest tells of it, and the bytes of its records."""
+    import tensorflow as tf
+
+    counted = ("reviews", "sequences", "targets", "unknown_targets")
+    splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
+    sizes = {split: array("q") for split in SPLITS}
+    with contextlib.ExitStack() as stack:
+        writers = {
+            split: stack.enter_context(tf.io.TFRecordWriter(os.fspath(folder / split)))
+            for split in SPLITS
+        }
+        for batch in _ahead(batches):
+            found = windows(batch.ids, batch.offsets, length, policy)
+            for split, counts in splits.items():
+                chosen = _of_split(batch, split, found)
+                for name, number in _count(batch, split, chosen).items():
+                    counts[name] += number
+                for record in _examples(batch, chosen):
+                    writers[split].write(record)
+                    sizes[split].append(len(record) + _FRAME_BYTES)
+            if progress:
+                progress(sum(map(len, sizes.values())), None)
+    return splits, sizes
 
 
 def _ahead(batches: Iterable[Encoded]) -> Iterator[Encoded]:
@@ -189,9 +199,10 @@ def _ahead(batches: Iterable[Encoded]) -> Iterator[Encoded]:
             yield batch
 
 
-def _of_split(batch: Encoded, split: str, length: int, policy: str) -> tuple[Ints, Ints, Ints]:
-    """The windows of a batch that are of a split, as `windows` gives them."""
-    found = windows(batch.ids, batch.offsets, length, policy)
+def _of_split(
+    batch: Encoded, split: str, found: tuple[Ints, Ints, Ints]
+) -> tuple[Ints, Ints, Ints]:
+    """Of the windows of a batch, as `windows` gives them, those of a split."""
     chosen = batch.held_out[found[2]] == (split == "validation")
     starts, stops, reviews = (column[chosen] for column in found)
     return starts, stops, reviews
