@@ -37,7 +37,7 @@ repro: setup  ## dvc repro: the real thing, on IMDB
 	dvc repro
 
 retrain: setup  ## pull, reproduce, report and push, as CI does (RETRAIN_EXPERIMENT=, RETRAIN_OVERRIDES=)
-	PYTHONPATH=src python -m minigpt.retrain
+	PYTHONPATH=src python -m minigpt.retraining.run
 
 # The store's address comes in the environment: a command line, which may hold a password, is seen by all.
 PORT ?= 5000

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median
-from minigpt import backend
+from minigpt.common import backend
 
 
 @dataclass(frozen=True)

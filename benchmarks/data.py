@@ -25,14 +25,14 @@ from benchmarks.measure import (
     run,
     timed,
 )
-from minigpt import corpus, reading, sequences, vocabulary
+from minigpt.data import archive, corpus, sequences, tokenizer
 
 FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
 FACTORS = (1, 4, 16)
 BATCH = 128
 
 
-def existing(archive: Path) -> Path:
+def existing(archive_path: Path) -> Path:
     """The archive, or in a tiny run the embedded sample."""
     archive = SAMPLE if script.TINY else archive
     if not archive.exists():
@@ -41,10 +41,10 @@ def existing(archive: Path) -> Path:
 
 
 @functools.cache
-def texts(archive: Path) -> pa.Array:
+def texts(archive_path: Path) -> pa.Array:
     """The reviews: a few of the sample in a tiny run."""
-    archive = existing(archive)
-    found = pa.Table.from_batches(reading.read_archive(archive, FOLDERS))["text"].combine_chunks()
+    path = existing(archive_path)
+    found = pa.Table.from_batches(archive.read_archive(path, FOLDERS))["text"].combine_chunks()
     return found.slice(0, 600) if script.TINY else found
 
 
@@ -55,7 +55,7 @@ def vocabularies(options: Options) -> Result:
     reviews = texts(options.archive)
     data = tf.data.Dataset.from_tensor_slices(reviews.to_pylist()).batch(BATCH)
     layers: list[Any] = []
-    words: list[vocabulary.Vocabulary] = []
+    words: list[tokenizer.Vocabulary] = []
 
     def there() -> None:
         layers[:] = [script.vectorizer()]
@@ -90,9 +90,9 @@ def preparation(options: Options) -> Result:
     return Result(*seconds, {"every_token_of_every_review_s": every})
 
 
-def build(reviews: pa.Array, style: str = "published") -> vocabulary.Vocabulary:
+def build(reviews: pa.Array, style: str = "published") -> tokenizer.Vocabulary:
     """The vocabulary of reviews, of the published size."""
-    return vocabulary.build(vocabulary.count(reviews, style), script.VOCABULARY_SIZE - 1)
+    return tokenizer.build(tokenizer.count(reviews, style), script.VOCABULARY_SIZE - 1)
 
 
 def prepare(

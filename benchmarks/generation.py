@@ -28,10 +28,10 @@ from benchmarks.measure import (
     run,
 )
 from benchmarks.training import network
-from minigpt import model
-from minigpt.decoding import Generator
-from minigpt.sampling import Sampling
-from minigpt.vocabulary import SPECIAL_TOKENS, Vocabulary
+from minigpt.data.tokenizer import SPECIAL_TOKENS, Vocabulary
+from minigpt.generation.decoding import Generator
+from minigpt.generation.sampling import Sampling
+from minigpt.model import directory
 
 TOKENS, MOST = (6, 3) if script.TINY else (40, 64)  # prompts at once
 SCRIPT_TOKENS = 3 if script.TINY else 10  # of its side, each of which takes as long as any other
@@ -140,13 +140,13 @@ import sys, time
 began = float(sys.argv[2])
 import json
 from pathlib import Path
-from minigpt import backend
+from minigpt.common import backend
 backend.choose()
-from minigpt import model
-from minigpt.decoding import Generator
-from minigpt.sampling import Sampling
+from minigpt.model import directory
+from minigpt.generation.decoding import Generator
+from minigpt.generation.sampling import Sampling
 imported = time.time()
-found = model.load(Path(sys.argv[1]))
+found = directory.load(Path(sys.argv[1]))
 loaded = time.time()
 write = Generator(found.network, found.vocabulary, "spaced")
 next(write.stream(["w2 w3 w4"], Sampling(40, top_k=10)))
@@ -160,10 +160,10 @@ def cold(options: Options) -> Result:
     """Seconds from the start of `python` to the first token of a model directory."""
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder, "model")
-        model.save(directory, network(), words(), {"vocabulary": {"style": "spaced"}})
+        path = Path(folder, "model")
+        directory.save(path, network(), words(), {"vocabulary": {"style": "spaced"}})
         for _ in range(options.rounds):
-            said, _, _ = run(sys.executable, "-c", COLD, directory, str(time.time()))
+            said, _, _ = run(sys.executable, "-c", COLD, path, str(time.time()))
             for part, seconds in json.loads(said.splitlines()[-1]).items():
                 found.setdefault(part, []).append(seconds)
     return Result(found.pop("all"), facts=found)

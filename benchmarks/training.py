@@ -25,8 +25,9 @@ from benchmarks.measure import (
     run,
     timed,
 )
-from minigpt import sequences, training
-from minigpt.model import MiniGPT
+from minigpt.data import sequences
+from minigpt.model.network import MiniGPT
+from minigpt.training import fit
 
 PUBLISHED_LOSSES = [5.4696, 4.7016, 4.4533, 4.2985, 4.1787]  # of its first epochs
 PUBLISHED_STEP_S = 0.042  # on the GPU of its authors
@@ -217,11 +218,9 @@ def network(key_dim: int = script.WIDTH, dtype: str = "float32", dropout: float 
     return MiniGPT(size, length, width, 1, heads, key_dim, width, dropout, False, **policy)
 
 
-def trainer(
-    dtype: str = "float32", optimizer: Any = None, dropout: float = 0.1
-) -> training.LossModel:
+def trainer(dtype: str = "float32", optimizer: Any = None, dropout: float = 0.1) -> fit.LossModel:
     """Our side of a step: the published loss, which counts padding too."""
-    model = training.LossModel(network(dtype=dtype, dropout=dropout), padded=True)
+    model = fit.LossModel(network(dtype=dtype, dropout=dropout), padded=True)
     # XLA is slower than TensorFlow's own kernels on a processor; JAX has nothing else.
     model.compile(
         optimizer or keras.optimizers.Adam(), jit_compile=keras.backend.backend() == "jax"
@@ -294,7 +293,7 @@ def accelerator() -> str | None:
 
 
 def _multiplies_bfloat16() -> bool:
-    return accelerator() is not None or training.choose_dtype_policy() == "mixed_bfloat16"
+    return accelerator() is not None or fit.choose_dtype_policy() == "mixed_bfloat16"
 
 
 def _compiled(function: Any) -> Any:

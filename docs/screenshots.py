@@ -24,7 +24,7 @@ os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXE
 
 from mlflow import MlflowClient
 
-from minigpt import tracking
+from minigpt.tracking import mirror
 
 HOST = "mlflow.localhost"  # at 127.0.0.1 the UI opens an assistant over the page
 NAME = "minigpt"  # of the experiment and the model
@@ -73,13 +73,13 @@ def main() -> None:
         sqlite3.connect(source).backup(sqlite3.connect(store))
         client = MlflowClient(f"sqlite:///{store}")
         (where,) = (e.experiment_id for e in client.search_experiments() if e.name == NAME)
-        tracking.furnish(client, where)  # a store of before it was furnished has no view
+        mirror.furnish(client, where)  # a store of before it was furnished has no view
         found = client.search_runs([where], order_by=["metrics.val_loss"])
         for run, colour in zip(found, COLOURS, strict=False):
             client.set_tag(run.info.run_id, "mlflow.runColor", colour)
         text = client.list_artifacts(best := found[0].info.run_id, "texts")[-1].path
         runs, machine = f"experiments/{where}/runs", "?workflowType=machine_learning"
-        losses = f"{runs}{machine}&viewStateShareKey={tracking.VIEW}&compareRunsMode"
+        losses = f"{runs}{machine}&viewStateShareKey={mirror.VIEW}&compareRunsMode"
         pages = {
             "runs": ("1800,560", f"{losses}=TABLE"),
             "compare": ("1500,1100", f"{losses}=CHART"),

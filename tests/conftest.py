@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt import backend
+from minigpt.common import backend
 
 backend.choose()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -68,7 +68,7 @@ def compiled() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., Any]:
     """Makes a tiny MiniGPT, all of its weights random and large enough to spread the logits."""
-    from minigpt.model import MiniGPT
+    from minigpt.model.network import MiniGPT
 
     def make(seed: int = 0, dtype: str = "float32", **changes: Any) -> MiniGPT:
         settings = {

@@ -31,12 +31,13 @@ import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from minigpt import config, corpus, reading, sequences, vocabulary
-from minigpt.errors import InputError
-from minigpt.text import STYLES, detokenise, tokenise
+from minigpt import config
+from minigpt.common.errors import InputError
+from minigpt.data import archive, corpus, sequences, tokenizer
+from minigpt.data.text import STYLES, detokenise, tokenise
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = reading.Limits(max_bytes=2**22, max_members=100)
+LIMITS = archive.Limits(max_bytes=2**22, max_members=100)
 MOST_MEMORY = 8 * 2**30  # bytes
 HERE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
@@ -108,7 +109,7 @@ def archive() -> Case:
     def read(data: bytes) -> None:
         path = file("a.tar.gz", data)
         for undecodable in ("fail", "replace"):
-            list(reading.read_archive(path, ["a/train/pos", "a/train/neg"], undecodable, LIMITS))
+            list(archive.read_archive(path, ["a/train/pos", "a/train/neg"], undecodable, LIMITS))
 
     tars = altered(st.lists(members, max_size=6).map(pack))
     zipped = tars.map(lambda tar: gzip.compress(tar, 1, mtime=0))
@@ -126,7 +127,7 @@ def files() -> Case:
     inputs = st.one_of(*(st.tuples(st.just(name), made) for name, made in kinds))
 
     def read(given: tuple[str, bytes]) -> None:
-        batches = list(reading.read_files(file(*given), limits=LIMITS))
+        batches = list(archive.read_files(file(*given), limits=LIMITS))
         corpus.write_reviews(batches, HERE / "reviews.parquet")
         assert corpus.read_reviews(HERE / "reviews.parquet").equals(pa.Table.from_batches(batches))
 
@@ -150,9 +151,9 @@ def text() -> Case:
             tokens = tokenise(array, style).to_pylist()
             if not any(tokens):
                 continue
-            words = vocabulary.build(vocabulary.count(array, style), 20)
+            words = tokenizer.build(tokenizer.count(array, style), 20)
             words.save(HERE / "vocabulary.txt")
-            assert vocabulary.load(HERE / "vocabulary.txt") == words
+            assert tokenizer.load(HERE / "vocabulary.txt") == words
             ids, _ = words.encode(array, style)
             known = [t if t in words.tokens else "[UNK]" for row in tokens for t in row]
             assert words.decode(ids.tolist()) == known
@@ -169,7 +170,7 @@ def vocabulary_file() -> Case:
     """What `vocabulary.load` is given."""
     lines = st.lists(TEXTS.map(lambda t: t.encode(errors="replace")), max_size=6).map(b"\n".join)
     inputs = altered(lines.map(lambda rest: b"\n[UNK]\n" + rest + b"\n"))
-    return inputs, lambda data: vocabulary.load(file("vocabulary.txt", data))
+    return inputs, lambda data: tokenizer.load(file("vocabulary.txt", data))
 
 
 @target
@@ -230,10 +231,10 @@ def request() -> Case:
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
-    from minigpt import serving
+    from minigpt.tracking import pyfunc
 
-    limits = {name: 50 for name in serving.LIMITS}
-    writer = serving.ReviewWriter()
+    limits = {name: 50 for name in pyfunc.LIMITS}
+    writer = pyfunc.ReviewWriter()
     writer.limits, writer.one_at_a_time = limits, contextlib.nullcontext()  # type: ignore[assignment]
     writer.sampling = SimpleNamespace  # type: ignore[assignment]
 
@@ -241,12 +242,12 @@ def request() -> Case:
         assert 1 <= len(prompts) * sampling.max_tokens <= 50
         assert sum(len(prompt.encode()) for prompt in prompts) <= 50
         for name, value in vars(sampling).items():
-            meta = serving.SETTINGS[name].metadata
+            meta = pyfunc.SETTINGS[name].metadata
             assert meta["low"] is None or meta["low"] <= value <= meta["high"], name
         return prompts
 
     writer.generate = generate  # type: ignore[assignment]
-    names = st.sampled_from(sorted(serving.SETTINGS)) | TEXT
+    names = st.sampled_from(sorted(pyfunc.SETTINGS)) | TEXT
     params = st.none() | st.dictionaries(names, ANYTHING | NUMBERS, max_size=3)
     prompts = ANYTHING | st.lists(TEXTS | ANYTHING, max_size=60)
     frames = st.lists(TEXTS | ANYTHING, max_size=9).map(
@@ -263,15 +264,15 @@ def request() -> Case:
 @target
 def model_file() -> Case:
     """A .keras file whose description or weights were altered, with right checksums."""
-    from minigpt import model
+    from minigpt.model import directory, network
 
     settings = dict.fromkeys(("embed_dim", "num_heads", "key_dim", "feed_forward_dim"), 4)
     settings |= {"vocabulary_size": 9, "context_length": 5, "num_blocks": 1}
-    network = model.MiniGPT(**settings, dropout=0.1, tied_embeddings=False)
-    words = vocabulary.Vocabulary(("", "[UNK]", "film"))
-    directory = HERE / "model"
-    model.save(directory, network, words, {"vocabulary": {"style": "spaced"}})
-    with zipfile.ZipFile(directory / model.MODEL_FILE) as saved:
+    made = network.MiniGPT(**settings, dropout=0.1, tied_embeddings=False)
+    words = tokenizer.Vocabulary(("", "[UNK]", "film"))
+    path = HERE / "model"
+    directory.save(path, made, words, {"vocabulary": {"style": "spaced"}})
+    with zipfile.ZipFile(path / directory.MODEL_FILE) as saved:
         members = {name: saved.read(name) for name in saved.namelist()}
     described = json.loads(members["config.json"])
 
@@ -287,10 +288,10 @@ def model_file() -> Case:
     )
 
     def load(given: tuple[bytes, bytes]) -> None:
-        with zipfile.ZipFile(directory / model.MODEL_FILE, "w") as archive:
+        with zipfile.ZipFile(directory / directory.MODEL_FILE, "w") as archive:
             archive.writestr("config.json", given[0])
             archive.writestr("model.weights.h5", given[1])
-        model.load(directory)
+        directory.load(directory)
 
     return inputs, load
 

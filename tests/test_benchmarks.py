@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minigpt import backend
+from minigpt.common import backend
 
 SIDES = """
 import time

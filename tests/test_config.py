@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from minigpt import config
-from minigpt.errors import InputError
+from minigpt.common.errors import InputError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))

@@ -7,7 +7,7 @@ import pytest
 from fuzz import TARGETS
 from hypothesis import HealthCheck, given, settings
 
-from minigpt.errors import InputError
+from minigpt.common.errors import InputError
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -14,8 +14,8 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from minigpt import files
-from minigpt.errors import InputError
+from minigpt.common import files
+from minigpt.common.errors import InputError
 
 _REFERENCE = re.compile(r"(?<!\\)\$\{[a-z0-9_.]+\}")  # ${section.key}, not \${section.key}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,199}")  # no path, no part of a query

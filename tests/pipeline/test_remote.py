@@ -26,9 +26,9 @@ from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
 
 import minigpt
-from minigpt.errors import InputError
-from minigpt.registry import register
-from minigpt.tracking import Tracker
+from minigpt.common.errors import InputError
+from minigpt.tracking.mirror import Tracker
+from minigpt.tracking.registry import register
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("clean_environment")]
 

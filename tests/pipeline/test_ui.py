@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import requests
 
-from minigpt.tracking import Tracker
+from minigpt.tracking.mirror import Tracker
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("clean_environment")]
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from minigpt import backend, files
-from minigpt.errors import InputError
+from minigpt.common import backend, files
+from minigpt.common.errors import InputError
 from minigpt.stages import guard
 
 

@@ -1,7 +1,7 @@
 """conf/ and params.yaml -> resolved.yaml."""
 
 from minigpt import config
-from minigpt.stages import paths
+from minigpt.common import paths
 
 
 def run() -> None:

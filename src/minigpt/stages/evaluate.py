@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from minigpt import baselines, config, copying, corpus, evaluation, files, model, pages
-from minigpt.decoding import Generator, Sampling
-from minigpt.stages import output, paths
-from minigpt.text import detokenise, tokenise
-from minigpt.tracking import Tracker
-from minigpt.vocabulary import UNKNOWN
+from minigpt import config
+from minigpt.common import files, paths, progress
+from minigpt.data import corpus
+from minigpt.data.text import detokenise, tokenise
+from minigpt.data.tokenizer import UNKNOWN
+from minigpt.evaluation import baselines, copying, held_out, pages
+from minigpt.generation.decoding import Generator, Sampling
+from minigpt.model import directory
+from minigpt.tracking.mirror import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ def run() -> None:
     """Measures the model and its baselines on the held-out reviews, and counts texts of its own."""
     everything = config.load(paths.RESOLVED)
     settings = everything.evaluate
-    trained = model.load(paths.MODEL)
+    trained = directory.load(paths.MODEL)
     reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
     fraction = trained.config["sequences"]["validation_fraction"]
     mask = corpus.is_validation(reviews["id"], fraction)
@@ -44,8 +47,8 @@ def run() -> None:
     by_band: list[dict[str, Any]] = []
     read = None
     if fraction:
-        byte_nats = baselines.byte_unigram(evaluation.plain(learned["text"]))
-        read = evaluation.held_out(held_out["text"], trained.vocabulary, style, byte_nats)
+        byte_nats = baselines.byte_unigram(held_out.plain(learned["text"]))
+        read = held_out.held_out(held_out["text"], trained.vocabulary, style, byte_nats)
         numbers, by_position, by_band = _measure(trained, read, train, settings.ngram_order)
     else:
         log.info("sequences.validation_fraction is 0, nothing is held out: no loss is measured")
@@ -57,12 +60,12 @@ def run() -> None:
         "reviews": len(held_out),
         "targets": len(read.targets) if read else 0,
         "bytes": read.text_bytes if read else 0,
-        "digest": evaluation.digest(held_out) if read else "",
+        "digest": held_out.digest(held_out) if read else "",
         # Bits per byte hang on the training reviews too: theirs is the byte unigram.
-        "byte_unigram": evaluation.digest(learned) if read else "",
+        "byte_unigram": held_out.digest(learned) if read else "",
     }
 
-    output.write_json(paths.EVALUATION, numbers)
+    files.write_json(paths.EVALUATION, numbers)
     _write_table(paths.LOSS_BY_POSITION, ["position", "loss", "targets"], by_position)
     names = ["band", "loss", "unigram_loss", "kneser_ney_loss", "targets"]
     _write_table(paths.LOSS_BY_BAND, names, by_band)
@@ -76,7 +79,7 @@ def run() -> None:
         }
         for i, (text, copy) in enumerate(zip(texts, copies, strict=True))
     ]
-    output.write_json_lines(paths.EVALUATION_SAMPLES, rows)
+    files.write_json_lines(paths.EVALUATION_SAMPLES, rows)
     page = pages.losses(numbers, settings.ngram_order) if read else ""
     page += pages.samples(numbers["samples"])
     page += "Longest run of words that stands in a training review too\n"
@@ -97,7 +100,7 @@ def run() -> None:
             f"and in the training review {review['id'][0]}:\n"
             f"{pages.marked(source, worst.place, worst.words)}\n"
         )
-    output.write_text(paths.EVALUATION_TEXT, page)
+    files.write_text(paths.EVALUATION_TEXT, page)
     for line in page.splitlines():
         log.info("%s", line)
     train_id = json.loads(paths.RUN.read_text())["train_id"]
@@ -105,26 +108,26 @@ def run() -> None:
 
 
 def _measure(
-    trained: model.ModelDirectory, read: evaluation.HeldOut, train: Encoded, order: int
+    trained: directory.ModelDirectory, read: held_out.HeldOut, train: Encoded, order: int
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The figures of the model and its baselines, and the losses by position and by band."""
-    bar = output.progress("evaluate", "windows")
-    losses, right, positions = evaluation.model_losses(trained.network, read, progress=bar)
+    bar = progress.bar("evaluate", "windows")
+    losses, right, positions = held_out.model_losses(trained.network, read, progress=bar)
     words = len(trained.vocabulary)
     unigram = baselines.word_unigram(train[0], words)[read.ids[read.targets]]
     ngrams = baselines.kneser_ney(train, (read.ids, read.offsets), words, order)[read.targets]
     numbers = {
-        **evaluation.model_figures(read, losses, right),
-        "unigram": evaluation.figures(read, unigram),
-        "kneser_ney": evaluation.figures(read, ngrams),
+        **held_out.model_figures(read, losses, right),
+        "unigram": held_out.figures(read, unigram),
+        "kneser_ney": held_out.figures(read, ngrams),
     }
     columns = {"loss": losses, "unigram_loss": unigram, "kneser_ney_loss": ngrams}
-    by_position = evaluation.loss_by_position(losses, positions)
-    return numbers, by_position, evaluation.loss_by_band(read, columns)
+    by_position = held_out.loss_by_position(losses, positions)
+    return numbers, by_position, held_out.loss_by_band(read, columns)
 
 
 def _write(
-    trained: model.ModelDirectory, settings: config.EvaluateConfig
+    trained: directory.ModelDirectory, settings: config.EvaluateConfig
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The prompts' token ids and what the model writes after each."""
     chosen = asdict(settings)
@@ -134,7 +137,7 @@ def _write(
     spelled = [ids[start:stop] for start, stop in pairwise(offsets)]
     prompts = [spelled[i % len(spelled)] for i in range(settings.reviews)]
     write = Generator(trained.network, trained.vocabulary, style)
-    show = output.progress("evaluate: texts", "texts")
+    show = progress.bar("evaluate: texts", "texts")
     written: list[np.ndarray] = []
     pieces = -(-len(prompts) // TEXTS_AT_ONCE)
     for piece in np.array_split(np.arange(len(prompts)), pieces):  # alike: one compilation or two
@@ -166,7 +169,7 @@ def _write_table(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> 
     writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    output.write_text(path, table.getvalue())
+    files.write_text(path, table.getvalue())
 
 
 def _draw(by_position: list[dict[str, Any]], by_band: list[dict[str, Any]]) -> None:

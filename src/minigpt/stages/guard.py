@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from minigpt.errors import InputError
+from minigpt.common.errors import InputError
 
 PIPELINE = Path("dvc.yaml")
 LOCK = Path("dvc.lock")

@@ -6,18 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt import (
-    baselines,
-    config,
-    corpus,
-    evaluation,
-    gate,
-    model,
-    registry,
-    tracking,
-    vocabulary,
-)
-from minigpt.stages import output, paths
+from minigpt import config
+from minigpt.common import files, paths, progress
+from minigpt.data import corpus, tokenizer
+from minigpt.evaluation import baselines, held_out
+from minigpt.model import directory
+from minigpt.tracking import gate, mirror, registry
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +20,8 @@ def run() -> None:
     """Registers the model unless it breaks a limit, after whatever MLflow missed of its run."""
     everything = config.load(paths.RESOLVED)
     train_id = json.loads(paths.RUN.read_text())["train_id"]
-    tracker = tracking.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
-    tracking.replay(tracker, paths.REPORTS)
+    tracker = mirror.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
+    mirror.replay(tracker, paths.REPORTS)
     tracker.evaluation(paths.REPORTS)
     evaluated = json.loads(paths.EVALUATION.read_text())
     settings, measured = asdict(everything.gate), gate.figures(evaluated)
@@ -43,7 +37,7 @@ def run() -> None:
             "broken": found,
         }
     else:
-        words = vocabulary.load(paths.MODEL / model.VOCABULARY_FILE)
+        words = tokenizer.load(paths.MODEL / directory.VOCABULARY_FILE)
         data = gate.measured_on(evaluated)
         registered |= registry.register(
             tracker,
@@ -58,28 +52,28 @@ def run() -> None:
         challenger = {**own, **data, **measured}
         fraction = everything.sequences.validation_fraction
 
-        def measure(directory: Path) -> dict[str, float]:
-            return _measure(directory, fraction)
+        def measure(path: Path) -> dict[str, float]:
+            return _measure(path, fraction)
 
         outcome = registry.challenge(tracker.uri, name, challenger, settings, measure)
         log.info("registered %s as @%s", registered["uri"], registered["alias"])
     text = f"{outcome['verdict']}: {outcome['reason']}"
     tracker.attempt(lambda client: client.set_tag(tracker.run_id, "minigpt.gate", text))
-    output.write_json(paths.REGISTERED, registered)
-    output.write_json(paths.GATE, outcome)
+    files.write_json(paths.REGISTERED, registered)
+    files.write_json(paths.GATE, outcome)
     log.info("the gate: %s", text)
 
 
-def _measure(directory: Path, validation_fraction: float) -> dict[str, float]:
+def _measure(path: Path, validation_fraction: float) -> dict[str, float]:
     """The figures of another model on the reviews that are held out here."""
     reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
-    held_out = corpus.is_validation(reviews["id"], validation_fraction)
-    other = model.load(directory)
-    return evaluation.measure(
+    mask = corpus.is_validation(reviews["id"], validation_fraction)
+    other = directory.load(path)
+    return held_out.measure(
         other.network,
         other.vocabulary,
         other.config["vocabulary"]["style"],
-        reviews["text"].filter(held_out),
-        baselines.byte_unigram(evaluation.plain(reviews["text"].filter(~held_out))),
-        progress=output.progress("the champion on these reviews", "windows"),
+        reviews["text"].filter(mask),
+        baselines.byte_unigram(held_out.plain(reviews["text"].filter(~mask))),
+        progress=progress.bar("the champion on these reviews", "windows"),
     )

@@ -5,10 +5,11 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from minigpt import config, model
-from minigpt.decoding import Generator, Sampling
-from minigpt.stages import output, paths
-from minigpt.tracking import Tracker, replay
+from minigpt import config
+from minigpt.common import files, paths
+from minigpt.generation.decoding import Generator, Sampling
+from minigpt.model import directory
+from minigpt.tracking.mirror import Tracker, replay
 
 log = logging.getLogger(__name__)
 
@@ -19,12 +20,12 @@ def run() -> None:
     sampling = asdict(everything.sample)
     each = sampling.pop("reviews_per_prompt")
     prompts = [prompt for prompt in sampling.pop("prompts") for _ in range(each)]
-    trained = model.load(paths.MODEL)
+    trained = directory.load(paths.MODEL)
     write = Generator(trained.network, trained.vocabulary, trained.config["vocabulary"]["style"])
     texts = write(prompts, Sampling(**sampling))
     rows = [{"prompt": p, "text": t, **sampling} for p, t in zip(prompts, texts, strict=True)]
-    output.write_json_lines(paths.SAMPLES, rows)
-    output.write_text(paths.SAMPLES_TEXT, "\n\n".join(texts) + "\n")
+    files.write_json_lines(paths.SAMPLES, rows)
+    files.write_text(paths.SAMPLES_TEXT, "\n\n".join(texts) + "\n")
     log.info("%s reviews in %s", len(texts), paths.SAMPLES_TEXT)
     train_id = json.loads(paths.RUN.read_text())["train_id"]
     replay(Tracker(train_id, config.as_dict(everything), Path.cwd()), paths.REPORTS)

@@ -4,8 +4,9 @@ import logging
 
 import tensorflow  # noqa: F401 - here, while what it prints as it loads is kept from the log
 
-from minigpt import config, corpus, sequences, vocabulary
-from minigpt.stages import output, paths
+from minigpt import config
+from minigpt.common import paths, progress
+from minigpt.data import corpus, sequences, tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -14,7 +15,7 @@ def run() -> None:
     """Encodes the reviews and writes the windows of each split as TFRecord shards."""
     everything = config.load(paths.RESOLVED)
     settings = everything.sequences
-    words = vocabulary.load(paths.VOCABULARY)
+    words = tokenizer.load(paths.VOCABULARY)
     batches = corpus.read_batches(paths.REVIEWS, ["id", "text"])
     encoded = (
         sequences.Encoded(
@@ -33,7 +34,7 @@ def run() -> None:
         validation_fraction=settings.validation_fraction,
         vocabulary_sha256=words.sha256,
         vocabulary_size=len(words),
-        progress=output.progress("sequences", "sequences"),
+        progress=progress.bar("sequences", "sequences"),
     )
     for name, split in manifest["splits"].items():
         log.info(

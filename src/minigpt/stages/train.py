@@ -16,12 +16,16 @@ from typing import Any
 import keras
 import tensorflow
 
-from minigpt import backend, config, model, sequences, training, vocabulary
-from minigpt.checkpoints import Checkpoints, Epoch, best_epoch
-from minigpt.decoding import Generator, Sampling
-from minigpt.errors import InputError
-from minigpt.stages import guard, output, paths
-from minigpt.tracking import Tracker
+from minigpt import config
+from minigpt.common import backend, files, paths, progress
+from minigpt.common.errors import InputError
+from minigpt.data import sequences, tokenizer
+from minigpt.generation.decoding import Generator, Sampling
+from minigpt.model import directory, network
+from minigpt.stages import guard
+from minigpt.tracking.mirror import Tracker
+from minigpt.training import fit
+from minigpt.training.checkpoints import Checkpoints, Epoch, best_epoch
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ def run() -> None:
     """Trains, or goes on from the last checkpoint, and writes the model directory."""
     everything = config.load(paths.RESOLVED)
     settings = everything.train
-    words = vocabulary.load(paths.VOCABULARY)
+    words = tokenizer.load(paths.VOCABULARY)
     manifest = sequences.verify(paths.SEQUENCES, words.sha256)
     split = manifest["splits"]["train"]
 
@@ -41,10 +45,10 @@ def run() -> None:
         tensorflow.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(settings.seed)
     network = _network(everything.model, len(words))
-    trainer = training.LossModel(network, padded=settings.loss == "padded")
+    trainer = fit.LossModel(network, padded=settings.loss == "padded")
     steps = -(-split["sequences"] // settings.batch_size)
     trainer.compile(
-        optimizer=training.make_optimizer(
+        optimizer=fit.make_optimizer(
             settings.optimizer,
             learning_rate=settings.learning_rate,
             warmup_steps=settings.warmup_steps,
@@ -92,11 +96,11 @@ def run() -> None:
         order = {"seed": settings.seed, "epoch": epoch, "skip": skip}
         return sequences.dataset(paths.SEQUENCES, "train", settings.batch_size, **order)
 
-    stop = training.Stop()
+    stop = fit.Stop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, stop)
     try:
-        done = training.fit(
+        done = fit.fit(
             trainer,
             data,
             validation,
@@ -121,7 +125,7 @@ def run() -> None:
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
-    model.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
+    directory.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
     _write_reports(done, checkpoints.train_id, run_settings, settings.keep == "best")
     tracker.files(paths.REPORTS)
     tracker.finish()
@@ -129,11 +133,11 @@ def run() -> None:
     checkpoints.finish(hashlib.md5(paths.RUN.read_bytes()).hexdigest())
 
 
-def _network(settings: config.ModelConfig, words: int) -> model.MiniGPT:
+def _network(settings: config.ModelConfig, words: int) -> network.MiniGPT:
     policy = settings.dtype_policy
     if policy == "auto":
-        policy = training.choose_dtype_policy()
-    return model.MiniGPT(
+        policy = fit.choose_dtype_policy()
+    return network.MiniGPT(
         settings.vocabulary_size or words,
         settings.context_length,
         settings.embed_dim,
@@ -155,7 +159,7 @@ def _identity(everything: config.Config, manifest: dict[str, Any], policy: str) 
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _run_settings(network: model.MiniGPT) -> dict[str, Any]:
+def _run_settings(network: network.MiniGPT) -> dict[str, Any]:
     """What was trained on what, for the run's parameters."""
     return {
         "backend": keras.backend.backend(),
@@ -174,13 +178,13 @@ def _write_reports(
     writer = csv.DictWriter(table, list(done[0].row), lineterminator="\n")
     writer.writeheader()
     writer.writerows(epoch.row for epoch in done)
-    output.write_text(paths.LOSSES, table.getvalue())
+    files.write_text(paths.LOSSES, table.getvalue())
     kept = done[best_epoch(done) - 1] if keep_best else done[-1]
     metrics = {**kept.row, "epochs": len(done)}
-    output.write_json(paths.TRAIN_METRICS, metrics)
-    output.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
+    files.write_json(paths.TRAIN_METRICS, metrics)
+    files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
     timings = [epoch.timing for epoch in done]
-    output.write_json(paths.RUN, {"train_id": train_id, "settings": settings, "epochs": timings})
+    files.write_json(paths.RUN, {"train_id": train_id, "settings": settings, "epochs": timings})
 
 
 class _Lines(keras.callbacks.Callback):
@@ -192,6 +196,6 @@ class _Lines(keras.callbacks.Callback):
         self.logged = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if time.monotonic() - self.logged >= output.LOG_EVERY_S:
+        if time.monotonic() - self.logged >= progress.LOG_EVERY_S:
             self.logged = time.monotonic()
             log.info("step %s of %s: loss %.4f", batch + 1, self.steps, (logs or {})["loss"])

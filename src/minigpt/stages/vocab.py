@@ -4,8 +4,9 @@ import logging
 
 import pyarrow as pa
 
-from minigpt import config, corpus, vocabulary
-from minigpt.stages import output, paths
+from minigpt import config
+from minigpt.common import files, paths
+from minigpt.data import corpus, tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -18,9 +19,9 @@ def run() -> None:
         batch["text"].filter(pa.array(~corpus.is_validation(batch["id"], fraction)))
         for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])
     )
-    counts = vocabulary.count(texts, settings.vocabulary.style)
-    words = vocabulary.build(counts, settings.vocabulary.max_tokens)
+    counts = tokenizer.count(texts, settings.vocabulary.style)
+    words = tokenizer.build(counts, settings.vocabulary.max_tokens)
     words.save(paths.VOCABULARY)
-    metrics = vocabulary.metrics(words, counts)
-    output.write_json(paths.VOCABULARY_METRICS, metrics)
+    metrics = tokenizer.metrics(words, counts)
+    files.write_json(paths.VOCABULARY_METRICS, metrics)
     log.info("%s: %s", paths.VOCABULARY, metrics)

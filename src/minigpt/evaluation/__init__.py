@@ -1,0 +1,1 @@
+"""What a model is worth: held-out figures, baselines, copied runs, and pages to read."""

@@ -1,0 +1,1 @@
+"""Tokens out: how the next one is chosen, and the loop that writes them."""

@@ -1,0 +1,1 @@
+"""The network and its loss, and the directory that a trained model lives in."""

@@ -1,0 +1,1 @@
+"""All that knows MLflow: runs, the registry, the gate and the champion."""

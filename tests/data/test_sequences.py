@@ -1,0 +1,322 @@
+"""Windows, shards, their manifest and the batches made from them."""
+
+import itertools
+import json
+import string
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minigpt.common.errors import InputError
+from minigpt.data import archive, corpus, sequences, tokenizer
+from minigpt.data.text import STYLES, detokenise, tokenise
+
+LENGTH = 5
+LENGTHS = [1, 2, 6, 7, 11, 12, 0, 30, 3, 5, 16, 23]
+HELD_OUT = {1, 4, 9}
+
+
+def reviews(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Make reviews of tokens that are all different, but for some that are unknown."""
+    ids = np.arange(2, sum(lengths) + 2, dtype=np.int32)
+    ids[::9] = sequences.UNKNOWN
+    return ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
+    """The reviews in batches that end at the cuts."""
+    names = pa.array([f"train/pos/{i}_é" for i in range(len(offsets) - 1)], pa.string())
+    mask = np.isin(np.arange(len(names)), list(held_out))
+    for start, stop in itertools.pairwise([0, *cuts, len(names)]):
+        first, last = offsets[start], offsets[stop]
+        yield sequences.Encoded(
+            names[start:stop], ids[first:last], offsets[start : stop + 1] - first, mask[start:stop]
+        )
+
+
+def write(directory, batches=None, **changes):
+    arguments = {
+        "length": LENGTH,
+        "policy": "windows",
+        "shards": 3,
+        "validation_fraction": 0.2,
+        "vocabulary_sha256": "ab" * 32,
+        "vocabulary_size": 200,
+    }
+    batches = encoded(*reviews(LENGTHS)) if batches is None else batches
+    return sequences.write(directory, batches, **{**arguments, **changes})
+
+
+def batches(*arguments, **options) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(sequences.dataset(*arguments, **options).as_numpy_iterator())
+
+
+def rows(directory, split, **options) -> list[tuple[int, ...]]:
+    """Give each sequence as it was before it was split into x and y."""
+    made = batches(directory, split, 4, **options)
+    return [
+        tuple(np.trim_zeros(np.append(a, b[-1]), "b").tolist())
+        for x, y in made
+        for a, b in zip(x, y, strict=True)
+    ]
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.lists(st.integers(0, 25), max_size=12), st.integers(1, 8))
+def test_windows_make_every_token_but_the_first_a_target_once(lengths, length):
+    ids, offsets = reviews(lengths)
+    starts, stops, owners = sequences.windows(ids, offsets, length, "windows")
+    targets = [t for a, b in zip(starts, stops, strict=True) for t in range(a + 1, b)]
+    expected = [t for a, b in itertools.pairwise(offsets) for t in range(a + 1, b)]
+    assert targets == expected
+    assert np.all(stops - starts <= length + 1) and np.all(stops - starts >= 2)
+    assert np.all(starts >= offsets[owners]) and np.all(stops <= offsets[owners + 1])
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.lists(st.integers(0, 25), max_size=12), st.integers(1, 8))
+def test_head_takes_one_window_of_every_review(lengths, length):
+    ids, offsets = reviews(lengths)
+    starts, stops, owners = sequences.windows(ids, offsets, length, "head")
+    assert owners.tolist() == list(range(len(lengths)))
+    assert starts.tolist() == offsets[:-1].tolist()
+    assert (stops - starts).tolist() == [min(n, length + 1) for n in lengths]
+
+
+def test_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="windows"):
+        sequences.windows(*reviews([3]), 2, "tails")
+
+
+def test_any_reader_opens_the_records(tmp_path):
+    import tensorflow as tf
+
+    manifest = write(tmp_path / "s")
+    ids, offsets = reviews(LENGTHS)
+    starts, stops, owners = sequences.windows(ids, offsets, LENGTH, "windows")
+    expected = [
+        (f"train/pos/{r}_é", a - offsets[r], ids[a:b].tolist())
+        for a, b, r in zip(starts, stops, owners, strict=True)
+        if r not in HELD_OUT
+    ]
+    files = [str(tmp_path / "s" / shard["file"]) for shard in manifest["splits"]["train"]["shards"]]
+    schema = {
+        "tokens": tf.io.VarLenFeature(tf.int64),
+        "review": tf.io.FixedLenFeature((), tf.string),
+        "start": tf.io.FixedLenFeature((), tf.int64),
+    }
+    found = []
+    for record in tf.data.TFRecordDataset(files):
+        f = tf.io.parse_single_example(record, schema)
+        tokens = tf.sparse.to_dense(f["tokens"]).numpy().tolist()
+        found.append((f["review"].numpy().decode(), f["start"].numpy(), tokens))
+        example = tf.train.Example.FromString(record.numpy())
+        assert example.SerializeToString(deterministic=True) == record.numpy()
+    assert found == expected
+
+
+@pytest.mark.parametrize("policy", sequences.POLICIES)
+def test_manifest_counts(tmp_path, policy):
+    manifest = write(tmp_path / "s", policy=policy)
+    assert manifest == json.loads((tmp_path / "s/manifest.json").read_text())
+    assert manifest["vocabulary"] == {"sha256": "ab" * 32, "size": 200}
+    assert (manifest["length"], manifest["policy"]) == (LENGTH, policy)
+    for split, files in (("train", 3), ("validation", 1)):
+        counts = manifest["splits"][split]
+        made = batches(tmp_path / "s", split, 4, seed=None)
+        y = np.concatenate([y for _, y in made])
+        assert counts["sequences"] == len(y) == sum(s["records"] for s in counts["shards"])
+        assert counts["targets"] == np.count_nonzero(y)
+        assert counts["unknown_targets"] == np.count_nonzero(y == sequences.UNKNOWN) > 0
+        assert len(counts["shards"]) == files
+    assert manifest["splits"]["validation"]["reviews"] == len(HELD_OUT)
+    listed = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
+    assert {p.name for p in (tmp_path / "s").iterdir()} == listed | {"manifest.json"}
+    assert "train-00002-of-00003.tfrecord" in listed
+    assert sequences.verify(tmp_path / "s", "ab" * 32) == manifest
+
+
+def test_same_input_gives_the_same_bytes_and_replaces_the_directory(tmp_path):
+    first = write(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/stale.tfrecord").write_bytes(b"old")
+    steps = []
+    second = write(tmp_path / "b", progress=lambda done, total: steps.append((done, total)))
+    assert first == second
+    contents = [{p.name: p.read_bytes() for p in (tmp_path / d).iterdir()} for d in ("a", "b")]
+    assert contents[0] == contents[1]
+    total = sum(split["sequences"] for split in second["splits"].values())
+    assert steps == [(total, None), (total, total)]  # of one batch, and of all
+    assert {p.name for p in tmp_path.iterdir()} == {"a", "b"}
+
+
+@pytest.mark.parametrize("policy", sequences.POLICIES)
+def test_the_batches_that_reviews_come_in_change_nothing(tmp_path, policy):
+    whole = write(tmp_path / "whole", policy=policy)
+    cuts = [1, 1, 4, 7, 11]  # one of them is empty
+    parts = write(tmp_path / "parts", encoded(*reviews(LENGTHS), cuts=cuts), policy=policy)
+    assert parts == whole  # with the checksum of every shard
+    sizes = [shard["records"] for shard in whole["splits"]["train"]["shards"]]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_every_target_comes_once_through_the_dataset(tmp_path):
+    ids, offsets = reviews(LENGTHS)
+    write(tmp_path / "s", encoded(ids, offsets, []), validation_fraction=0)
+    expected = [ids[a + 1 : b].tolist() for a, b in itertools.pairwise(offsets)]
+    for seed in (None, 7):
+        targets: list[int] = []
+        for x, y in batches(tmp_path / "s", "train", 4, seed=seed):
+            assert x.dtype == y.dtype == np.int32
+            assert x.shape == y.shape and x.shape[1] == LENGTH
+            np.testing.assert_array_equal(x[:, 1:][y[:, 1:] > 0], y[:, :-1][y[:, 1:] > 0])
+            targets += y[y > 0].tolist()
+        assert sorted(targets) == sorted(itertools.chain(*expected))
+        if seed is None:
+            assert targets == list(itertools.chain(*expected))
+
+
+def test_batches_are_padded_and_counted(tmp_path):
+    count = write(tmp_path / "s")["splits"]["train"]["sequences"]
+    data = sequences.dataset(tmp_path / "s", "train", 4, seed=3)
+    sizes = [len(x) for x, _ in data]
+    assert int(data.cardinality()) == len(sizes) == -(-count // 4)
+    assert sum(sizes) == count and set(sizes[:-1]) == {4}
+
+
+def test_order_depends_on_seed_and_epoch_only(tmp_path):
+    import tensorflow as tf
+
+    write(tmp_path / "s")
+
+    def order(seed, epoch):
+        return rows(tmp_path / "s", "train", seed=seed, epoch=epoch)
+
+    plain = order(None, 0)
+    shuffled = [order(s, e) for s, e in ((1, 0), (1, 1), (2, 0))]
+    assert all(sorted(rows) == sorted(plain) for rows in shuffled)
+    assert len({tuple(rows) for rows in [plain, *shuffled]}) == 4
+    tf.random.set_seed(99)
+    assert order(1, 0) == shuffled[0]
+    data = sequences.dataset(tmp_path / "s", "train", 4, seed=1)
+    passes = [[x.tolist() for x, _ in data.as_numpy_iterator()] for _ in range(2)]
+    assert passes[0] == passes[1]
+
+
+def test_a_shard_that_was_harmed_is_named(tmp_path):
+    manifest = write(tmp_path / "s")
+    path = tmp_path / "s" / manifest["splits"]["train"]["shards"][1]["file"]
+    data = path.read_bytes()
+
+    def complaint() -> str:
+        with pytest.raises(InputError) as caught:
+            sequences.verify(tmp_path / "s")
+        assert path.name in str(caught.value) and "dvc repro sequences" in str(caught.value)
+        return str(caught.value)
+
+    path.write_bytes(data[:-3])
+    assert f"has {len(data) - 3} bytes, not {len(data)}" in complaint()
+    path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+    assert "altered" in complaint()
+    path.unlink()
+    assert "missing" in complaint()
+    path.write_bytes(data)
+    sequences.verify(tmp_path / "s")
+
+
+def test_another_vocabulary_or_no_manifest_is_refused(tmp_path):
+    write(tmp_path / "s")
+    with pytest.raises(InputError, match=r"another vocabulary.*dvc repro sequences"):
+        sequences.verify(tmp_path / "s", "cd" * 32)
+    (tmp_path / "s/manifest.json").write_text("{")
+    with pytest.raises(InputError, match=r"manifest\.json.*dvc repro sequences"):
+        sequences.verify(tmp_path / "s")
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        sequences.dataset(tmp_path / "nowhere", "train", 4, seed=None)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "split"),
+    [
+        ([], "validation"),
+        ([0], "validation"),  # of one token
+        (range(len(LENGTHS)), "train"),
+    ],
+)
+def test_too_small_a_corpus_leaves_what_was_there(tmp_path, held_out, split):
+    write(tmp_path / "s")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
+    with pytest.raises(InputError, match=f"corpus too small.*{split} split"):
+        write(tmp_path / "s", encoded(*reviews(LENGTHS), held_out))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_no_validation_asked_for_gives_none(tmp_path):
+    manifest = write(tmp_path / "s", encoded(*reviews(LENGTHS), []), validation_fraction=0)
+    assert manifest["splits"]["validation"]["shards"] == []
+    assert not list((tmp_path / "s").glob("validation*"))
+    with pytest.raises(InputError, match="validation_fraction"):
+        sequences.dataset(tmp_path / "s", "validation", 4, seed=None)
+
+
+# Reviews that are meant to do harm, or that a careless scraper brings.
+HOSTILE = {
+    "marks": string.punctuation * 3,
+    "one mark": "!",
+    "nul": "a \0 film\0 \0\0",
+    "right to left": "\u202eevil\u202c \u200f\u05e9\u05dc\u05d5\u05dd film \u2066x",
+    "special tokens": "[UNK] [unk] the [UNK]film [PAD] <br /><br />",
+    "the empty token": "'' \"\" film \u200b \ufeff",
+    "only a tag": "<br />",
+    "spaces of all kinds": "a\u3000b\u2028c\x85d\xa0e\x1cf\x0bg",
+    "a word of a million letters": "a" * 10**6,
+    "words of one letter": "b " * 10**5,
+    "one mark again and again": '"' * 10**5,
+    "astral": "\U0001f600\U0010ffff film \ud7ff\ufffe",
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_hostile_reviews_go_right_through(tmp_path, style):
+    path = tmp_path / "mine.jsonl"
+    rows = [{"id": name, "text": text} for name, text in HOSTILE.items()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus.write_reviews(archive.read_files(path), tmp_path / "reviews.parquet")
+    reviews = corpus.read_reviews(tmp_path / "reviews.parquet")
+    assert dict(zip(reviews["id"].to_pylist(), reviews["text"].to_pylist(), strict=True)) == HOSTILE
+
+    tokenizer.build(tokenizer.count(reviews["text"], style), 100).save(tmp_path / "v.txt")
+    words = tokenizer.load(tmp_path / "v.txt")
+    assert {"\0", "film", "a" * 10**6} <= set(words.tokens)
+    ids, offsets = words.encode(reviews["text"], style)
+    for review, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        tokens = tokenise(reviews["text"].slice(review, 1), style)[0].as_py()
+        known = [t if t in words.tokens else "[UNK]" for t in tokens[:50]]
+        assert words.decode(ids[start : min(start + 50, stop)]) == known
+        assert "" not in tokens and "[UNK]" not in tokens
+        detokenise(words.decode(ids[start : min(start + 10_000, stop)]))
+
+    write(
+        tmp_path / "sequences",
+        encoded(ids, offsets, held_out=()),
+        length=10_000,
+        validation_fraction=0,
+        shards=1,
+    )
+    batches = list(sequences.dataset(tmp_path / "sequences", "train", 500, seed=None))
+    inputs = np.concatenate([x.numpy().ravel() for x, _ in batches])
+    assert set(np.unique(inputs)) - {0} <= set(np.unique(ids))
+    targets = sum(np.count_nonzero(y.numpy()) for _, y in batches)
+    assert targets == np.maximum(np.diff(offsets) - 1, 0).sum()
+
+
+def test_a_review_of_100_mb_in_one_line(tmp_path):
+    text = "a film, " * (100 * 2**20 // 8)
+    (tmp_path / "a.txt").write_text(text)
+    corpus.write_reviews(archive.read_files(tmp_path), tmp_path / "reviews.parquet")
+    kept = corpus.read_reviews(tmp_path / "reviews.parquet", ["text"])
+    assert kept["text"][0].as_py() == text

@@ -1,0 +1,181 @@
+"""Held-out figures against sums that are taken token by token."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from keras import ops
+
+from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Vocabulary
+from minigpt.evaluation import baselines, held_out
+from minigpt.evaluation.held_out import HeldOut
+
+LENGTH = 6  # the network's context
+WORDS = Vocabulary((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."))
+TEXTS = pa.array(
+    [
+        "The film was good. The film was bad.<br /><br />A good, good film",
+        "xyzzy",
+        "A  bad film",
+        "xyzzy was plugh . the good was good . a bad a bad a bad",
+        "the film was good.",
+    ]
+)
+BYTE_NATS = baselines.byte_unigram(held_out.plain(TEXTS))
+
+
+@pytest.fixture(scope="module")
+def network(make_network: Any) -> Any:
+    return make_network(vocabulary_size=12, context_length=LENGTH)
+
+
+@pytest.fixture(scope="module")
+def reviews() -> HeldOut:
+    return held_out.held_out(TEXTS, WORDS, "spaced", BYTE_NATS)
+
+
+def one_by_one(call: Any, reviews: HeldOut) -> list[tuple[float, bool, int]]:
+    """Nats, hit and position of each target, from the logits of the tokens before it alone."""
+    found = []
+    for start, stop in zip(reviews.offsets[:-1], reviews.offsets[1:], strict=True):
+        for target in range(start + 1, stop):
+            position = (target - start - 1) % LENGTH + 1
+            seen = reviews.ids[target - position : target]
+            logits = ops.convert_to_numpy(call(seen[None]))[0, -1].astype("float64")
+            logits -= logits.max()
+            word = reviews.ids[target]
+            nats = math.log(np.exp(logits).sum()) - logits[word]
+            found.append((nats, int(logits.argmax()) == word, position))
+    return found
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("batch_size", [1, 3, 128])
+def test_every_token_but_a_reviews_first_is_a_target_once(
+    network: Any, reviews: HeldOut, batch_size: int, compiled: Any
+) -> None:
+    steps = []
+    losses, right, positions = held_out.model_losses(
+        network, reviews, batch_size=batch_size, progress=lambda *step: steps.append(step)
+    )
+    expected = one_by_one(compiled(network.call), reviews)
+    np.testing.assert_allclose(losses, [row[0] for row in expected], rtol=1e-4, atol=1e-5)
+    assert right.tolist() == [row[1] for row in expected]
+    assert positions.tolist() == [row[2] for row in expected]
+    assert len(steps) == -(-steps[-1][1] // batch_size) and steps[-1][0] == steps[-1][1]
+
+
+@pytest.mark.backend
+def test_a_model_is_measured_as_the_stage_does_it(
+    network: Any, reviews: HeldOut, compiled: Any
+) -> None:
+    measured = held_out.measure(network, WORDS, "spaced", TEXTS, BYTE_NATS, batch_size=2)
+    rows = one_by_one(compiled(network.call), reviews)
+    nats = [row[0] for row in rows]
+    known = [
+        row[0] for row, at in zip(rows, reviews.targets, strict=True) if reviews.ids[at] != UNKNOWN
+    ]
+    assert len(nats) - len(known) == 2  # plugh and the comma; each xyzzy is a first token
+    assert measured == pytest.approx(
+        {
+            "loss": np.mean(nats),
+            "perplexity": math.exp(np.mean(nats)),
+            "known_loss": np.mean(known),
+            "known_perplexity": math.exp(np.mean(known)),
+            "accuracy": np.mean([row[1] for row in rows]),
+            "unk_share": 2 / len(nats),
+            "bits_per_byte": (sum(nats) + reviews.spelled_nats) / math.log(2) / reviews.text_bytes,
+        },
+        rel=1e-5,
+    )
+    losses, right, _ = held_out.model_losses(network, reviews)
+    assert held_out.model_figures(reviews, losses, right) == pytest.approx(measured, rel=1e-6)
+
+
+def test_what_is_spelled() -> None:
+    nats = np.zeros(256)
+    nats[[ord(" "), ord("x"), ord("q"), ord("a"), ord("b")]] = 1, 10, 100, 1000, 0.5
+    words = Vocabulary((*SPECIAL_TOKENS, "a", "b"))
+    reviews = held_out.held_out(pa.array(["A b x", "q  q B", " b"]), words, "spaced", nats)
+    # The first tokens a, q and b, known or not, and the later x and q; a space after each.
+    assert reviews.spelled_nats == 1000 + 100 + 0.5 + 10 + 100 + 5
+    assert reviews.ids[reviews.targets].tolist() == [3, UNKNOWN, UNKNOWN, 3]
+    assert reviews.text_bytes == len("a b x") + len("q q b") + len("b")
+
+
+def test_bits_per_byte_by_hand() -> None:
+    reviews = HeldOut(np.array([2, 3, 1], np.int32), np.array([0, 3]), np.array([1, 2]), 5.0, 7)
+    found = held_out.figures(reviews, np.array([1.0, 2.0]))
+    assert found["loss"] == 1.5 and found["perplexity"] == pytest.approx(math.exp(1.5))
+    assert found["bits_per_byte"] == pytest.approx((1 + 2 + 5) / math.log(2) / 7)
+
+
+def test_a_smaller_vocabulary_gains_nothing() -> None:
+    # Two models that know the same: one names the rare words, the other says [UNK] with the
+    # probability of all of them together and then has to spell the one it meant.
+    texts = pa.array(["the q", "the x", "the x", "the the"])
+    nats = baselines.byte_unigram(texts)
+    large, small = (Vocabulary((*SPECIAL_TOKENS, *words)) for words in (["the", "x", "q"], ["the"]))
+    figures = {}
+    for words in (large, small):
+        reviews = held_out.held_out(texts, words, "spaced", nats)
+        ids = reviews.ids[reviews.targets]
+        shares = np.bincount(ids) / len(ids)
+        figures[words] = held_out.figures(reviews, -np.log(shares[ids]))
+    assert figures[small]["loss"] < figures[large]["loss"]
+    assert figures[small]["bits_per_byte"] > figures[large]["bits_per_byte"]
+
+
+@pytest.mark.parametrize("style", ["spaced", "published"])
+def test_the_bytes_hang_on_neither_vocabulary_nor_style(style: str, reviews: HeldOut) -> None:
+    few = Vocabulary((*SPECIAL_TOKENS, "the"))
+    assert held_out.held_out(TEXTS, few, style, BYTE_NATS).text_bytes == reviews.text_bytes
+
+
+def test_plain_text() -> None:
+    raw = pa.array(["  A\t\nB<br /><br />C\v\f\r d ", "<br />", "É"])
+    assert held_out.plain(raw).to_pylist() == ["a b c d", "", "É"]
+
+
+def test_without_a_known_target() -> None:
+    reviews = HeldOut(np.array([2, 1], np.int32), np.array([0, 2]), np.array([1]), 0.0, 3)
+    found = held_out.model_figures(reviews, np.array([1000.0]), np.array([False]))
+    assert (found["known_loss"], found["unk_share"]) == (0, 1)
+    assert math.isfinite(found["perplexity"])
+
+
+def test_loss_by_position() -> None:
+    rows = held_out.loss_by_position(np.array([4.0, 1, 2, 6]), np.array([1, 2, 4, 1]))
+    assert rows == [
+        {"position": 1, "loss": 5, "targets": 2},
+        {"position": 2, "loss": 1, "targets": 1},
+        {"position": 4, "loss": 2, "targets": 1},
+    ]
+
+
+def test_loss_by_band() -> None:
+    # Entry 2 is the commonest word, of rank 1.
+    ids = np.array([0, 2, 11, 12, 101, 102, 1001, 1002, 10_001, 10_002, 50_000, 1], np.int32)
+    targets = np.arange(1, len(ids))
+    losses = np.arange(len(targets), dtype=float)
+    reviews = HeldOut(ids, np.array([0, len(ids)]), targets, 0.0, 1)
+    rows = held_out.loss_by_band(reviews, {"loss": losses, "other": losses + 1})
+    assert [(row["band"], row["loss"], row["other"], row["targets"]) for row in rows] == [
+        ("1-10", 0.5, 1.5, 2),
+        ("11-100", 2.5, 3.5, 2),
+        ("101-1000", 4.5, 5.5, 2),
+        ("1001-10000", 6.5, 7.5, 2),
+        ("10001-", 8.5, 9.5, 2),
+        ("[UNK]", 10, 11, 1),
+    ]
+
+
+def test_the_digest_is_of_ids_and_texts_in_any_order() -> None:
+    table = pa.table({"id": ["b", "a"], "text": ["1", "2"], "label": ["x", "y"]})
+    found = held_out.digest(table)
+    assert held_out.digest(table.take([1, 0]).drop_columns("label")) == found
+    others = [{"id": ["b", "a"], "text": ["1", "3"]}, {"id": ["b", "c"], "text": ["1", "2"]}]
+    others += [{"id": ["b", "a2"], "text": ["1", ""]}, {"id": ["b"], "text": ["1"]}]
+    assert found not in {held_out.digest(pa.table(other)) for other in others}

@@ -1,0 +1,51 @@
+"""The page and the charts of an evaluation."""
+
+from pathlib import Path
+
+import pytest
+
+from minigpt.evaluation import pages
+
+
+def test_a_run_is_marked_with_the_words_around_it() -> None:
+    words = [f"w{i}" for i in range(60)]
+    page = pages.marked(words, 30, 2).split()
+    assert page[0] == page[-1] == "..."
+    assert page[1:-1] == [*words[10:30], "[[", "w30", "w31", "]]", *words[32:52]]
+    assert pages.marked(["a", "b", "c"], 0, 3) == "[[ a b c ]]"
+    assert pages.marked(["a", "b", "c"], 1, 1) == "a [[ b ]] c"
+
+
+def test_runs() -> None:
+    assert pages.runs("texts", [1, 2, 6]) == ("texts: median 2, 95th percentile 5.6, longest 6\n")
+
+
+def test_the_table_of_losses_has_each_model() -> None:
+    row = {"loss": 1.0, "perplexity": 2.0, "bits_per_byte": 3.0}
+    numbers = {
+        **row,
+        "known_loss": 4.0,
+        "known_perplexity": 5.0,
+        "accuracy": 0.5,
+        "unk_share": 0.25,
+        "kneser_ney": {**row, "loss": 6.0},
+        "unigram": {**row, "loss": 7.0},
+        "held_out": {"reviews": 1234, "targets": 5678, "bytes": 9},
+    }
+    page = pages.losses(numbers, 3)
+    assert "1,234 reviews, 5,678 targets, 9 bytes" in page
+    rows = {
+        " ".join(words[:-3]): words[-3:] for words in map(str.split, page.splitlines()) if words
+    }
+    assert rows["model"] == ["1.0000", "2.00", "3.0000"]
+    assert rows["Kneser-Ney 3-gram"][0] == "6.0000"
+    assert rows["unigram"][0] == "7.0000"
+
+
+@pytest.mark.parametrize("xs", [[1, 2, 3], ["1-10", "11-100", "[UNK]"], []])
+def test_a_chart_is_a_picture_and_always_the_same(tmp_path: Path, xs: list[object]) -> None:
+    ys = ["1.5", "", None][: len(xs)]
+    for name in ("a.png", "b.png"):
+        pages.draw(tmp_path / name, "x", "y", {"one": (xs, ys), "none": (xs, [""] * len(xs))})
+    drawn = (tmp_path / "a.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG") and drawn == (tmp_path / "b.png").read_bytes()
