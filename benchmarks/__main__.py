@@ -1,9 +1,9 @@
-"""Measures this project against the published script: both sides in one run, in turn, as a ratio.
+"""Measures this project against the published script, both sides in turn in one run.
 
     python -m benchmarks [--only ROW ...] [--rounds 5] [--archive FILE] [--out DIR]
 
-Prints the table, and writes it as JSON and as a figure; a run of some rows replaces these alone.
-KERAS_BACKEND=jax measures a GPU where there is one.
+Prints a table of ratios and writes it as JSON and as a figure; --only replaces the named rows and
+keeps the others. KERAS_BACKEND=jax measures a GPU where there is one.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median
-from minigpt.common import backend
+from minigpt.common import backend, files
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Row:
     """A line of the table.
 
     Attributes:
-        what: is measured.
+        what: What is measured.
         function: `module.name` in this package.
-        unit: of the measurements; "tokens/s" is printed where they are seconds a token.
-        at_least: the ratio to reach.
-        reach_for: the ratio to hope for.
-        peer: the other side.
-        arguments: of the function, beside the options.
+        unit: The unit of the measurements; for "tokens/s" they are seconds per token.
+        at_least: The ratio to reach.
+        reach_for: The ratio to hope for.
+        peer: The other side.
+        arguments: Arguments of the function after the options.
     """
 
     what: str
@@ -47,7 +47,7 @@ class Row:
 HUB = "KerasHub"
 
 
-def _writing(
+def _generation(
     what: str,
     at_least: float,
     reach_for: float | None,
@@ -63,14 +63,14 @@ ROWS = {
     "step": Row("training step, float32", "training.step", "s", 1.25, 1.5),
     "bfloat16": Row("training step, bfloat16 products", "training.step_bfloat16", "s", 2, 2.5),
     "memory": Row("peak memory of training", "training.memory", "MB", 2, 3),
-    "one": _writing("one prompt", 40, 90, 1, False),
-    "one-xla": _writing("one prompt, XLA", 40, 90, 1, True),
-    "many": _writing("64 prompts at once", 400, 1000, 64, False),
-    "many-xla": _writing("64 prompts at once, XLA", 400, 1000, 64, True),
-    "hub-one": _writing("one prompt", 1, None, 1, False, HUB),
-    "hub-one-xla": _writing("one prompt, XLA", 1, None, 1, True, HUB),
-    "hub-many": _writing("64 prompts", 1, None, 64, False, HUB),
-    "hub-many-xla": _writing("64 prompts, XLA", 1, None, 64, True, HUB),
+    "one": _generation("one prompt", 40, 90, 1, False),
+    "one-xla": _generation("one prompt, XLA", 40, 90, 1, True),
+    "many": _generation("64 prompts at once", 400, 1000, 64, False),
+    "many-xla": _generation("64 prompts at once, XLA", 400, 1000, 64, True),
+    "hub-one": _generation("one prompt", 1, None, 1, False, HUB),
+    "hub-one-xla": _generation("one prompt, XLA", 1, None, 1, True, HUB),
+    "hub-many": _generation("64 prompts", 1, None, 64, False, HUB),
+    "hub-many-xla": _generation("64 prompts, XLA", 1, None, 64, True, HUB),
     "vocabulary": Row("vocabulary of the reviews", "data.vocabularies", "s", 4, 8),
     "prepare": Row("vocabulary and sequences", "data.preparation", "s", 4, 6),
     "input": Row("input's share of a step (below 0.01)", "training.input_share", ""),
@@ -81,25 +81,29 @@ ROWS = {
     "scale": Row("time a review, 16x the corpus to 1x", "data.scale", ""),
     "losses": Row("losses of experiment=seed", "training.losses", "nats"),
 }
-ASKED_FOR = ("scale", "losses")  # which take many minutes
+ASKED_FOR = ("scale", "losses")  # these take many minutes
 
 
 def main() -> None:
-    """Prints a line for each row as it is measured, then the table, and writes the files."""
+    """Measures the rows, prints each and then the table, and writes both files."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks",
         description=(__doc__ or "").splitlines()[0],
-        epilog=f"Only where named, for they take many minutes: {', '.join(ASKED_FOR)}.",
+        epilog=f"These run only when named, since they take minutes: {', '.join(ASKED_FOR)}.",
     )
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
-    parser.add_argument("--rounds", type=int, default=5, help="of each side")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each side")
     archive = SHARED / "data/aclImdb_v1.tar.gz"
-    parser.add_argument("--archive", type=Path, default=archive, help="aclImdb_v1.tar.gz")
-    parser.add_argument("--seed", type=Path, default=SHARED / "seed", help="miniature_gpt.md's")
-    parser.add_argument("--epochs", type=int, default=2, help="of `losses`, 15 minutes each")
-    parser.add_argument("--every", type=int, default=1, help="n-th review is 1x in `scale`")
+    parser.add_argument(
+        "--archive", type=Path, default=archive, help="the reviews, aclImdb_v1.tar.gz"
+    )
+    parser.add_argument(
+        "--seed", type=Path, default=SHARED / "seed", help="folder of miniature_gpt.md"
+    )
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of `losses`")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th review in `scale`")
     parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results")
-    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
+    parser.add_argument("--tiny", action="store_true", help="only show that everything runs")
     args = parser.parse_args()
     backend.choose()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -108,20 +112,20 @@ def main() -> None:
     options = Options(args.archive, args.seed, args.rounds, args.epochs, args.every)
     where = machine()
     path = args.out / f"{os.environ['KERAS_BACKEND']}.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
+    results = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     args.out.mkdir(parents=True, exist_ok=True)
     for name in args.only or [name for name in ROWS if name not in ASKED_FOR]:
         results[name] = {**asdict(ROWS[name]), **measure(name, options), "measured_on": where}
         print(line(results[name]), flush=True)
         results = {name: results[name] for name in ROWS if name in results}
-        path.write_text(json.dumps(results, indent=1) + "\n")  # a later row may fail
+        files.write_json(path, results)  # now, since a later row may fail
     print("\n" + table([results[name] for name in args.only or results]))
     draw(results, path.with_suffix(".png"))
-    print(f"\n{path} and .png beside it hold all of it")
+    print(f"\nall rows: {path} and {path.with_suffix('.png').name} beside it")
 
 
 def measure(name: str, options: Options) -> dict[str, Any]:
-    """A row's measurements, or why there are none."""
+    """Returns the measurements of a row, or why there are none."""
     module, function = ROWS[name].function.split(".")
     try:
         found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(
@@ -134,14 +138,14 @@ def measure(name: str, options: Options) -> dict[str, Any]:
 
 
 def line(row: dict[str, Any]) -> str:
-    """A row in words."""
+    """Returns a row as one line of text."""
     cells = _cells(row)
     facts = json.dumps(row["facts"], default=str) if row.get("facts") else ""
     return f"{cells[0]}: {', '.join(cell for cell in cells[1:4] if cell)} {facts}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as a table in Markdown."""
+    """Returns rows as a table in Markdown."""
     head = ["what", "the other side", "here", "ratio", "at least", "reach for"]
     lines = [head, ["---"] * len(head), *(_cells(row) for row in rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -158,7 +162,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _spread(values: list[float], unit: str) -> str:
-    """Median, and least to most."""
+    """Returns the median with the range of the values."""
     if not values:
         return ""
     if unit == "tokens/s":
@@ -168,7 +172,7 @@ def _spread(values: list[float], unit: str) -> str:
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """The ratios beside their goals; and time and memory against the corpus, where measured."""
+    """Draws the ratios beside their goals, and the row `scale` if it was measured."""
     from matplotlib.figure import Figure
 
     rows = [row for row in reversed(list(results.values())) if row.get("ratio") and row["at_least"]]
@@ -200,11 +204,11 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the measurements depend on."""
+    """Returns what the measurements depend on."""
     from importlib.metadata import version
 
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     models = [text.partition(":")[2].strip() for text in lines if text.startswith("model name")]
     command = ("git", "describe", "--always", "--dirty")
     described = subprocess.run(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True)

@@ -1,7 +1,6 @@
-"""Rows about what comes before training: the vocabulary, the sequences, DVC, and a large corpus."""
+"""Rows about what precedes training: the vocabulary, the sequences, DVC, and a large corpus."""
 
 import functools
-import hashlib
 import io
 import os
 import sys
@@ -25,6 +24,8 @@ from benchmarks.measure import (
     run,
     timed,
 )
+from minigpt.common import files
+from minigpt.config import CorpusConfig, SequencesConfig
 from minigpt.data import archive, corpus, sequences, tokenizer
 
 FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
@@ -32,30 +33,31 @@ FACTORS = (1, 4, 16)
 BATCH = 128
 
 
-def existing(archive_path: Path) -> Path:
+def existing(path: Path) -> Path:
     """The archive, or in a tiny run the embedded sample."""
-    archive = SAMPLE if script.TINY else archive
-    if not archive.exists():
-        raise NotMeasuredError(f"{archive} is missing: give aclImdb_v1.tar.gz with --archive")
-    return archive
+    path = SAMPLE if script.TINY else path
+    if not path.exists():
+        raise NotMeasuredError(f"{path} is missing: give aclImdb_v1.tar.gz with --archive")
+    return path
 
 
 @functools.cache
-def texts(archive_path: Path) -> pa.Array:
-    """The reviews: a few of the sample in a tiny run."""
-    path = existing(archive_path)
-    found = pa.Table.from_batches(archive.read_archive(path, FOLDERS))["text"].combine_chunks()
+def texts(path: Path) -> pa.Array:
+    """The reviews of an archive, or in a tiny run a few of the sample."""
+    path = existing(path)
+    config = CorpusConfig(format="archive", url=str(path), sha256="0" * 64, folders=FOLDERS)
+    found = pa.Table.from_batches(archive.read(path, config))["text"].combine_chunks()
     return found.slice(0, 600) if script.TINY else found
 
 
 def vocabularies(options: Options) -> Result:
-    """Seconds to the vocabulary of all reviews, from memory; is it the same one?"""
+    """Seconds to build the vocabulary of all reviews in memory, and whether both are identical."""
     import tensorflow as tf
 
     reviews = texts(options.archive)
     data = tf.data.Dataset.from_tensor_slices(reviews.to_pylist()).batch(BATCH)
     layers: list[Any] = []
-    words: list[tokenizer.Vocabulary] = []
+    words: list[tokenizer.Tokenizer] = []
 
     def there() -> None:
         layers[:] = [script.vectorizer()]
@@ -71,7 +73,7 @@ def vocabularies(options: Options) -> Result:
 
 
 def preparation(options: Options) -> Result:
-    """Seconds to vocabulary and sequences on disk, against adapt and a pass of tokenising."""
+    """Seconds to write vocabulary and sequences, against adapt and one pass of tokenising."""
     import tensorflow as tf
 
     reviews = texts(options.archive)
@@ -90,44 +92,40 @@ def preparation(options: Options) -> Result:
     return Result(*seconds, {"every_token_of_every_review_s": every})
 
 
-def build(reviews: pa.Array, style: str = "published") -> tokenizer.Vocabulary:
-    """The vocabulary of reviews, of the published size."""
-    return tokenizer.build(tokenizer.count(reviews, style), script.VOCABULARY_SIZE - 1)
+def build(reviews: pa.Array, style: str = "published") -> tokenizer.Tokenizer:
+    """The tokenizer of reviews, with a vocabulary of the published size."""
+    return tokenizer.build(tokenizer.count(reviews, style), script.VOCABULARY_SIZE - 1, style)
 
 
 def prepare(
     reviews: pa.Array, directory: Path, style: str = "published", policy: str = "head"
 ) -> None:
-    """Vocabulary and sequences, as the stages `vocab` and `sequences` make them."""
+    """Builds vocabulary and sequences as the stages `vocab` and `sequences` do."""
+    config = SequencesConfig.model_validate(
+        {"length": script.LENGTH, "policy": policy, "validation_fraction": 0.0, "shards": 8}
+    )
     words = build(reviews, style)
     every = range(0, len(reviews), corpus.REVIEWS_AT_ONCE)
     batches = (reviews.slice(start, corpus.REVIEWS_AT_ONCE) for start in every)
     encoded = (
         sequences.Encoded(
             pa.array(range(len(batch))).cast(pa.string()),
-            *words.encode(batch, style),
+            *words.encode(batch),
             np.zeros(len(batch), bool),
         )
         for batch in batches
     )
-    sequences.write(
-        directory,
-        encoded,
-        length=script.LENGTH,
-        policy=policy,
-        shards=8,
-        validation_fraction=0.0,
-        vocabulary_sha256=words.sha256,
-        vocabulary_size=len(words),
-    )
+    sequences.write(directory, encoded, config=config, tokenizer=words)
 
 
 def nothing(options: Options) -> Result:
-    """Seconds of a `dvc repro` that finds nothing to do, in a clone with outputs of a few bytes."""
+    """Seconds of a `dvc repro` with nothing to do, in a clone with outputs of a few bytes."""
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "project")
         run("git", "clone", "--quiet", PROJECT, clone)
-        for stage in yaml.safe_load((clone / "dvc.yaml").read_text())["stages"].values():
+        for stage in yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))[
+            "stages"
+        ].values():
             for kind in ("outs", "metrics", "plots"):
                 for entry in stage.get(kind, []):
                     path = clone / (entry if isinstance(entry, str) else next(iter(entry)))
@@ -144,19 +142,18 @@ def nothing(options: Options) -> Result:
 def scale(options: Options) -> Result:
     """Seconds of download, vocab and sequences at 1x, 4x and 16x the corpus, and peak memory in MB.
 
-    The result is the time of 16x for each review, as a multiple of that of 1x.
+    The result is the time per review at 16x, as a multiple of the time at 1x.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for factor in FACTORS:
         with tempfile.TemporaryDirectory() as folder:
             project = Path(folder)
-            archive = project / "reviews.tar.gz"
-            _repeat(existing(options.archive), archive, factor, options.every)
-            settings = yaml.safe_load((PROJECT / "resolved.yaml").read_text())
-            with archive.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            settings["corpus"] |= {"url": str(archive), "sha256": digest, "folders": FOLDERS}
-            (project / "resolved.yaml").write_text(yaml.safe_dump(settings))
+            path = project / "reviews.tar.gz"
+            _repeat(existing(options.archive), path, factor, options.every)
+            settings = yaml.safe_load((PROJECT / "resolved.yaml").read_text(encoding="utf-8"))
+            settings["corpus"] |= {"format": "archive", "url": str(path), "folders": FOLDERS}
+            settings["corpus"]["sha256"] = files.sha256(path)
+            files.write_text(project / "resolved.yaml", yaml.safe_dump(settings))
             for name in ("data", "reports"):
                 (project / name).mkdir()
             for stage in ("download", "vocab", "sequences"):
@@ -171,7 +168,7 @@ def scale(options: Options) -> Result:
 
 
 def _repeat(source: Path, target: Path, times: int, every: int) -> None:
-    """An archive of every n-th review of another, as often as asked for, under new numbers."""
+    """Writes an archive of every n-th review of another, so many times, under new numbers."""
     seen = 0
     with tarfile.open(source) as old, tarfile.open(target, "w:gz", compresslevel=1) as new:
         for member in old:

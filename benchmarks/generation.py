@@ -1,10 +1,11 @@
-"""Rows about writing: against the published script, against KerasHub, and from a cold start.
+"""Rows about generation: against the published script, against KerasHub, and from a cold start.
 
-KerasHub is no dependency; its rows are left out where it can't be imported.  To have them:
-`pip install --no-deps --target DIR keras-hub regex kagglehub kagglesdk sentencepiece tokenizers`,
-then PYTHONPATH=DIR.
+KerasHub is no dependency; without it, its rows are skipped. To measure them, run
+`pip install --no-deps --target DIR keras-hub regex kagglehub kagglesdk sentencepiece tokenizers`
+and set PYTHONPATH=DIR.
 """
 
+import itertools
 import json
 import sys
 import tempfile
@@ -28,61 +29,61 @@ from benchmarks.measure import (
     run,
 )
 from benchmarks.training import network
-from minigpt.data.tokenizer import SPECIAL_TOKENS, Vocabulary
+from minigpt.config import SamplingConfig
+from minigpt.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.generation.decoding import Generator
-from minigpt.generation.sampling import Sampling
 from minigpt.model import directory
 
-TOKENS, MOST = (6, 3) if script.TINY else (40, 64)  # prompts at once
-SCRIPT_TOKENS = 3 if script.TINY else 10  # of its side, each of which takes as long as any other
-PROMPT = 3  # words; "this movie is"
+TOKENS, MOST = (6, 3) if script.TINY else (40, 64)  # new tokens per prompt, prompts at once
+SCRIPT_TOKENS = 3 if script.TINY else 10  # the script takes equally long for every token
+PROMPT = 3  # tokens, such as "this movie is"
 
 
 def published(options: Options, batch: int, jit_compile: bool) -> Result:
-    """Seconds a token, warm: `batch` prompts at once against the script, which takes one by one."""
+    """Warm seconds per token: `batch` prompts together against the script, which takes one."""
     batch = min(batch, MOST)
     sides = ("here", str(batch), "xla" if jit_compile else ""), (SCRIPT,)
     units = TOKENS * batch, SCRIPT_TOKENS
-    return Result(*compare_processes(f"{__name__}.writer", *sides, options.rounds, units=units))
+    return Result(*compare_processes(f"{__name__}.side", *sides, options.rounds, units=units))
 
 
-def writer(side: str, batch: str = "1", xla: str = "") -> Callable[[], Any]:
-    """What writes on either side, which has the process to itself."""
-    if side == "here":
+def side(name: str, batch: str = "1", xla: str = "") -> Callable[[], Any]:
+    """Returns the function to time for one side, which has the process to itself."""
+    if name == "here":
         return ours(int(batch), script.WIDTH, bool(xla))
     theirs, rng = script.compiled_model(), np.random.default_rng(0)
     return lambda: script.generate(theirs, list(range(2, 2 + PROMPT)), SCRIPT_TOKENS, rng)
 
 
 def peer(options: Options, batch: int, jit_compile: bool) -> Result:
-    """Seconds a token, warm, against KerasHub's cached `generate`, both compiled alike.
+    """Warm seconds per token against KerasHub's cached `generate`, both compiled alike.
 
-    In one process, so both have what `backend.choose` set.
+    Both run in one process, with the settings of `backend.choose`.
     """
     batch = min(batch, MOST)
     there = keras_hub(batch, jit_compile)
-    # KerasHub's heads share the width, so ours do.
+    # KerasHub's heads share the width, so here ours do too.
     here = ours(batch, script.WIDTH // script.HEADS, jit_compile)
     return Result(*compare(here, there, options.rounds, units=(TOKENS * batch,) * 2))
 
 
 def ours(batch: int, key_dim: int, jit_compile: bool) -> Callable[[], Any]:
-    """Our side: `batch` prompts, continued all at once."""
-    write = Generator(network(key_dim), words(), "spaced", jit_compile)
+    """Returns a function that continues `batch` prompts together with our model."""
+    generator = Generator(network(key_dim), tokenizer(), jit_compile)
     prompts = [np.arange(2, 2 + PROMPT, dtype="int32") + row for row in range(batch)]
-    seeds = iter(range(10**9))
+    seeds = itertools.count()
 
     def once() -> Any:
-        top_k = script.TOP_K
-        return write.tokens(
-            prompts, Sampling(TOKENS, top_k=top_k, allow_unknown=True, seed=next(seeds))
+        sampling = SamplingConfig(
+            max_tokens=TOKENS, top_k=script.TOP_K, allow_unknown=True, seed=next(seeds)
         )
+        return generator.tokens(prompts, sampling)
 
     return once
 
 
 def keras_hub(batch: int, jit_compile: bool) -> Callable[[], Any]:
-    """KerasHub's cached `generate` of a GPT of the same size, made of its own layers."""
+    """Returns KerasHub's cached `generate` for a GPT of the same size, made of its own layers."""
     try:
         import keras_hub as hub
     except ImportError:
@@ -101,7 +102,7 @@ def keras_hub(batch: int, jit_compile: bool) -> Callable[[], Any]:
             self.backbone = self.preprocessor = None
 
         def generate_step(self, inputs: dict[str, Any], stop_token_ids: Any = None) -> Any:
-            """As the CausalLMs that KerasHub ships write it."""
+            """Generates as KerasHub's own CausalLMs do."""
             tokens, mask = inputs["token_ids"], inputs["padding_mask"]
             length = ops.shape(tokens)[1]
             width = script.WIDTH // script.HEADS
@@ -142,14 +143,14 @@ import json
 from pathlib import Path
 from minigpt.common import backend
 backend.choose()
+from minigpt.config import SamplingConfig
 from minigpt.model import directory
 from minigpt.generation.decoding import Generator
-from minigpt.generation.sampling import Sampling
 imported = time.time()
 found = directory.load(Path(sys.argv[1]))
 loaded = time.time()
-write = Generator(found.network, found.vocabulary, "spaced")
-next(write.stream(["w2 w3 w4"], Sampling(40, top_k=10)))
+generator = Generator(found.network, found.tokenizer)
+next(generator.stream(["w2 w3 w4"], SamplingConfig(max_tokens=40, top_k=10)))
 first = time.time()
 print(json.dumps({"all": first - began, "imports": imported - began,
                   "model": loaded - imported, "token": first - loaded}))
@@ -161,7 +162,12 @@ def cold(options: Options) -> Result:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model")
-        directory.save(path, network(), words(), {"vocabulary": {"style": "spaced"}})
+        sections = {
+            "vocabulary": {"style": "spaced", "max_tokens": script.VOCABULARY_SIZE},
+            "sequences": {"policy": "windows", "length": script.LENGTH},
+            "train": {"epochs": 1, "batch_size": script.BATCH, "learning_rate": 0.001},
+        }
+        directory.save(path, network(), tokenizer(), sections)
         for _ in range(options.rounds):
             said, _, _ = run(sys.executable, "-c", COLD, path, str(time.time()))
             for part, seconds in json.loads(said.splitlines()[-1]).items():
@@ -169,6 +175,7 @@ def cold(options: Options) -> Result:
     return Result(found.pop("all"), facts=found)
 
 
-def words() -> Vocabulary:
-    """A vocabulary of the published size."""
-    return Vocabulary((*SPECIAL_TOKENS, *(f"w{i}" for i in range(2, script.VOCABULARY_SIZE))))
+def tokenizer() -> Tokenizer:
+    """Returns a tokenizer of the published size."""
+    made_up = (f"w{number}" for number in range(2, script.VOCABULARY_SIZE))
+    return Tokenizer((*SPECIAL_TOKENS, *made_up), "spaced")

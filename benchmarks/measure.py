@@ -1,4 +1,4 @@
-"""What the rows share: both sides in turn, their result, and processes of their own."""
+"""Timing two sides in turn, in one process or in two, and the result of a row."""
 
 import contextlib
 import importlib
@@ -21,7 +21,8 @@ SAMPLE = PROJECT / "data/sample/reviews.tar.gz"
 SCRIPT = "script"  # the name of the published script's side
 
 
-# A new process counts what the one that started it held: one that holds little stands between.
+# The peak memory of a new process includes that of the process it was forked from, so a small one
+# stands in between.
 WAIT = """
 import resource, subprocess, sys, time
 began = time.perf_counter()
@@ -34,14 +35,14 @@ sys.exit(code)
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose.
+    """The choices of the command line.
 
     Attributes:
-        archive: the 50,000 reviews.
-        seed: where the published script's document lies.
-        rounds: of each side.
-        epochs: of the row `losses`.
-        every: which n-th review is taken in the row `scale`; 1: all.
+        archive: The 50,000 reviews.
+        seed: The folder of the published script's document.
+        rounds: Measurements of each side.
+        epochs: Epochs of the row `losses`.
+        every: Step from one review to the next in the row `scale`; 1: all reviews.
     """
 
     archive: Path
@@ -53,7 +54,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One row's measurements, each in the row's unit; `there` is empty where nothing compares."""
+    """The measurements of one row, in the row's unit.
+
+    Attributes:
+        here: Our side.
+        there: The other side; empty where there is none.
+        facts: What else was found.
+    """
 
     here: list[float]
     there: list[float] = field(default_factory=list)
@@ -61,7 +68,7 @@ class Result:
 
 
 class NotMeasuredError(Exception):
-    """Why a row can't be measured here."""
+    """The row can't be measured here, and why."""
 
 
 def compare(
@@ -74,13 +81,13 @@ def compare(
     """Times both sides in turn, after one warm-up each.
 
     Args:
-        here: our side.
-        there: the other one.
-        rounds: how often each is timed.
-        units: what a call of either makes, tokens say.
+        here: Our side.
+        there: The other side.
+        rounds: Measurements of each side.
+        units: Units that a call of each side produces, such as tokens.
 
     Returns:
-        Seconds for each unit of either side.
+        Seconds per unit of each side.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):
@@ -99,23 +106,24 @@ def compare_processes(
     *,
     units: tuple[int, int] = (1, 1),
 ) -> tuple[list[float], list[float]]:
-    """Like `compare`, each side in a process of its own, so that neither has the other's memory.
+    """Times both sides in turn, each in a process of its own, so that they share no memory.
 
-    A side whose first argument is SCRIPT has TensorFlow as it is shipped, without what
-    `backend.choose` set.
+    A side whose first argument is SCRIPT runs TensorFlow as it is shipped, without the settings
+    of `backend.choose`.
 
     Args:
-        function: `package.module.name`; called with a side's arguments it returns what is timed.
-        here: our side's arguments.
-        there: the other side's.
-        rounds: how often each is timed.
-        units: what a call of either makes, tokens say.
+        function: `package.module.name`; called with a side's arguments, it returns the function
+            to time.
+        here: Arguments of our side.
+        there: Arguments of the other side.
+        rounds: Measurements of each side.
+        units: Units that a call of each side produces, such as tokens.
 
     Returns:
-        Seconds for each unit of either side.
+        Seconds per unit of each side.
 
     Raises:
-        NotMeasuredError: a side's process ended.
+        NotMeasuredError: The process of a side ended.
     """
     module, _, name = function.rpartition(".")
     code = "import sys\nfrom benchmarks.measure import load, timed\n"
@@ -126,7 +134,7 @@ def compare_processes(
         sides = []
         for arguments in (here, there):
             command = [sys.executable, "-c", code, *arguments]
-            # Two processes share the accelerator, of which JAX would give the first nearly all.
+            # JAX would give the first process nearly all memory of an accelerator.
             env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **environment(arguments)}
             side = started.enter_context(subprocess.Popen(command, cwd=PROJECT, env=env, **pipes))
             started.callback(side.kill)
@@ -137,7 +145,7 @@ def compare_processes(
             with contextlib.suppress(BrokenPipeError):
                 print("on", file=side.stdin, flush=True)
             if not (said := side.stdout.readline()):
-                raise NotMeasuredError(f"{function} failed, see above")
+                raise NotMeasuredError(f"{function} failed; its error is printed above")
             return float(said)
 
         seconds = [[step(side) for side in sides] for _ in range(rounds + 1)][1:]
@@ -145,27 +153,27 @@ def compare_processes(
 
 
 def load(module: str) -> Any:
-    """Imports a module in the process of a side: ours as a stage does, the script as it is."""
+    """Imports a module for a side; ours skips the same libraries as the stages do."""
     as_it_is = sys.argv[1:2] == [SCRIPT]
     with contextlib.nullcontext() if as_it_is else backend.without_the_unused():
         return importlib.import_module(module)
 
 
 def environment(arguments: Sequence[str]) -> dict[str, str]:
-    """The environment of a process with these arguments: see `compare_processes`."""
+    """Returns the environment for a side's process, see `compare_processes`."""
     left_out = {backend.ONEDNN} if list(arguments[:1]) == [SCRIPT] else set()
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """The seconds that a call takes."""
+    """Returns the seconds that a call takes."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def median(values: Sequence[float]) -> float:
-    """The median, NaN of nothing."""
+    """Returns the median, or NaN of no values."""
     return statistics.median(values) if values else float("nan")
 
 
@@ -175,10 +183,10 @@ def run(
     """Runs a command in a process of its own.
 
     Returns:
-        What it printed, its seconds, and its peak memory in MB.
+        Its output, its seconds, and its peak memory in MB.
 
     Raises:
-        NotMeasuredError: it failed; with the end of what it printed.
+        NotMeasuredError: It failed; the message holds the end of its output.
     """
     done = subprocess.run(
         [sys.executable, "-c", WAIT, *command],
@@ -199,7 +207,7 @@ def call(function: str, *arguments: str) -> tuple[Any, float, float]:
     """Calls `package.module.function(*arguments)` in a new process, see `compare_processes`.
 
     Returns:
-        The value, which JSON can hold; the seconds and the peak memory in MB of the process.
+        The value, as JSON holds it; the seconds and the peak memory in MB of the process.
     """
     module, _, name = function.rpartition(".")
     code = "import json, sys\nfrom benchmarks.measure import load\n"

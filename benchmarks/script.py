@@ -1,8 +1,9 @@
-"""The published script's algorithm, restated from layers that Keras ships, to measure against.
+"""The published script, restated with Keras's own layers: the other side of the benchmarks.
 
-https://keras.io/examples/generative/text_generation_with_miniature_gpt/: the same model, loss,
-standardisation and generator; `use_causal_mask=True` does what its mask function does.  The row
-`seed` of the benchmarks checks it against the script itself.
+Model, loss, standardisation and generation are those of
+https://keras.io/examples/generative/text_generation_with_miniature_gpt/, with
+`use_causal_mask=True` in place of its mask function. The row `seed` compares it with the script
+itself.
 """
 
 import os
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-TINY = bool(os.environ.get("BENCHMARKS_TINY"))  # only to see that everything runs
+TINY = bool(os.environ.get("BENCHMARKS_TINY"))  # only shows that everything runs
 VOCABULARY_SIZE, LENGTH, WIDTH, HEADS = (300, 24, 8, 2) if TINY else (20_000, 80, 256, 2)
 BATCH = 4 if TINY else 128
 TOP_K = 10
@@ -49,7 +50,7 @@ class _Block(layers.Layer):
 def compiled_model(
     optimizer: Any = "adam", dropout: float = 0.1, jit_compile: Any = "auto"
 ) -> keras.Model:
-    """The model, compiled as the script compiles it: Adam, and the loss over every position."""
+    """Returns the model, compiled as in the script: Adam, and the loss over every position."""
     tokens = layers.Input((LENGTH,), dtype="int32")
     hidden = _Block(dropout)(_Embedding()(tokens))
     model = keras.Model(tokens, layers.Dense(VOCABULARY_SIZE)(hidden))
@@ -59,7 +60,10 @@ def compiled_model(
 
 
 def bias_between_activations(model: keras.Model, tokens: np.ndarray) -> np.ndarray:
-    """A bias before ReLU by which no activation is near 0, in the middle half's widest gap."""
+    """Returns a bias for ReLU's input that keeps all activations away from 0.
+
+    For each unit it lies in the widest gap between two activations of the middle half.
+    """
     embedding, block = model.layers[1:3]
     x = block.attend(embedding(tokens))
     kernel = block.feed_forward.layers[0].kernel
@@ -71,7 +75,7 @@ def bias_between_activations(model: keras.Model, tokens: np.ndarray) -> np.ndarr
 
 
 def generate(model: keras.Model, tokens: list[int], number: int, rng: np.random.Generator) -> None:
-    """Adds tokens to a text, as the script does: each from a pass over the whole, padded text."""
+    """Appends new tokens, each from a pass over the whole padded text, as the script does."""
     for _ in range(number):
         padded = np.array([tokens + [0] * (LENGTH - len(tokens))])
         logits = model.predict(padded, verbose=0)[0, len(tokens) - 1]
@@ -81,7 +85,7 @@ def generate(model: keras.Model, tokens: list[int], number: int, rng: np.random.
 
 
 def vectorizer() -> layers.TextVectorization:
-    """The script's TextVectorization layer, not adapted yet."""
+    """Returns the script's TextVectorization layer before it is adapted."""
     import tensorflow as tf
 
     def standardise(text: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rows about training: a step, its memory, its input, and the losses of whole epochs."""
+"""Rows about training: one step, its memory, its input, and the losses of whole epochs."""
 
 import hashlib
 import os
@@ -25,55 +25,56 @@ from benchmarks.measure import (
     run,
     timed,
 )
+from minigpt.config import ModelConfig
 from minigpt.data import sequences
 from minigpt.model.network import MiniGPT
-from minigpt.training import fit
+from minigpt.training import fit, optimizers
 
-PUBLISHED_LOSSES = [5.4696, 4.7016, 4.4533, 4.2985, 4.1787]  # of its first epochs
-PUBLISHED_STEP_S = 0.042  # on the GPU of its authors
-STEPS = 5  # whose memory is measured: it grows through the first few
+PUBLISHED_LOSSES = [5.4696, 4.7016, 4.4533, 4.2985, 4.1787]  # the first epochs
+PUBLISHED_STEP_S = 0.042  # on the authors' GPU
+STEPS = 5  # memory grows during the first few
 
 
 def step(options: Options, dtype: str = "float32") -> Result:
-    """Seconds of a training step from the same weights on the same batch; first, are both alike?"""
+    """Seconds of a training step on the same batch, after checking that both sides agree."""
     x, y = batch()
     facts = {"batch": list(x.shape), "published_figure_s": PUBLISHED_STEP_S}
     if dtype == "float32":
         facts |= agreement(x, y)
     sides = ("here", dtype), (SCRIPT,)
-    return Result(*compare_processes(f"{__name__}.stepper", *sides, options.rounds), facts)
+    return Result(*compare_processes(f"{__name__}.side", *sides, options.rounds), facts)
 
 
 def step_bfloat16(options: Options) -> Result:
-    """Our side with bfloat16 products, float32 weights and loss; the script as it is (float32)."""
+    """Ours with bfloat16 products, float32 weights and loss; the script in float32, as it is."""
     if not _multiplies_bfloat16():
         raise NotMeasuredError("no bfloat16 products here")
     return step(options, "mixed_bfloat16")
 
 
 def memory(options: Options) -> Result:
-    """Peak memory in MB of some steps, each side in a process of its own."""
+    """Peak memory in MB of a few steps, each side in a process of its own."""
     here: list[float] = []
     there: list[float] = []
     for _ in range(min(options.rounds, 3)):  # it hardly varies
-        for side, found in (("here", here), (SCRIPT, there)):
-            found.append(call(f"{__name__}.some_steps", side)[2])
+        for name, found in (("here", here), (SCRIPT, there)):
+            found.append(call(f"{__name__}.some_steps", name)[2])
     imports = call(f"{__name__}.some_steps", "neither")[2]
     return Result(here, there, {"imports_only_MB": imports})
 
 
-def some_steps(side: str) -> None:
-    """Trains for a few steps; called in a new process."""
-    if side != "neither":
-        step = stepper(side)
+def some_steps(name: str) -> None:
+    """Trains one side for a few steps; "neither" only imports."""
+    if name != "neither":
+        train = side(name)
         for _ in range(STEPS):
-            step()
+            train()
 
 
-def stepper(side: str, dtype: str = "float32") -> Callable[[], Any]:
-    """What makes a step of either side, which has the process to itself."""
+def side(name: str, dtype: str = "float32") -> Callable[[], Any]:
+    """Returns the training step of one side, which has the process to itself."""
     x, y = batch()
-    if side == "here":
+    if name == "here":
         model: keras.Model = trainer(dtype)
     else:
         model = script.compiled_model()
@@ -81,7 +82,7 @@ def stepper(side: str, dtype: str = "float32") -> Callable[[], Any]:
 
 
 def input_share(options: Options) -> Result:
-    """An epoch of input, read as fast as it comes, as a share of an epoch of steps."""
+    """The time to read an epoch of input as a share of the time to train on it."""
     texts = data.texts(options.archive)
     model = trainer()
     shares: list[float] = []
@@ -109,7 +110,7 @@ def input_share(options: Options) -> Result:
 
 
 def device(options: Options) -> Result:
-    """What part of the device's measured peak a step reaches, in the dtype of the weights."""
+    """The share of the device's measured peak that a step reaches, for each dtype of products."""
     size = 256 if script.TINY else 4096
     found = {}
     for dtype in ("float32", "bfloat16"):
@@ -132,7 +133,7 @@ def device(options: Options) -> Result:
 
 
 def losses(options: Options) -> Result:
-    """The training loss of each epoch of experiment=seed, beside the published one (`there`)."""
+    """The training loss of each epoch of experiment=seed, beside the published one."""
     digest = hashlib.sha256(data.existing(options.archive).read_bytes()).hexdigest()
     settings = {
         "groups.experiment": "seed",
@@ -153,10 +154,10 @@ def losses(options: Options) -> Result:
 
 
 def seed(options: Options) -> Result:
-    """Our restatement (`here`) against the published script itself, where that is present."""
+    """Our restatement of the published script (`here`) against the script itself."""
     document = options.seed / "miniature_gpt.md"
     if script.TINY or not document.exists():
-        raise NotMeasuredError(f"{document} is not there, or is not of this size")
+        raise NotMeasuredError(f"{document} is missing, or this is a tiny run")
     original, vocabulary, texts = _published(document, data.texts(options.archive))
     restated = script.compiled_model()
     restated.set_weights(original.get_weights())
@@ -169,7 +170,7 @@ def seed(options: Options) -> Result:
         "vocabulary_identical": layer.get_vocabulary() == vocabulary,
     }
     if facts["logits_differ_by"] > 1e-5 or not facts["vocabulary_identical"]:
-        raise RuntimeError(f"script.py isn't what the published script does: {facts}")
+        raise RuntimeError(f"script.py differs from the published script: {facts}")
     seconds = compare(
         lambda: restated.train_on_batch(x, y),
         lambda: original.train_on_batch(x, [y, y]),
@@ -179,10 +180,10 @@ def seed(options: Options) -> Result:
 
 
 def _published(document: Path, texts: Any) -> tuple[keras.Model, list[str], list[str]]:
-    """The script's own model and vocabulary, the latter of a few hundred texts."""
-    blocks = re.findall(r"```python\n(.*?)```", document.read_text(), re.S)
+    """Runs the script on a few hundred texts; returns its model, its vocabulary and the texts."""
+    blocks = re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.S)
     code = "\n\n".join(block for block in blocks if not block.startswith("!"))
-    # As run_seed.py beside it does: its mask is made in a way that today's Keras refuses.
+    # Keras 3.15 refuses the way in which the script repeats its mask for each sequence.
     start, end = code.index("    mult = ops.concatenate("), code.index("class TransformerBlock")
     code = code[:start] + "    return mask\n\n\n" + code[end:]
     space: dict[str, Any] = {}
@@ -193,7 +194,7 @@ def _published(document: Path, texts: Any) -> tuple[keras.Model, list[str], list
             split, label = ("train", "test")[number % 2], ("pos", "neg")[number // 2 % 2]
             path = Path(folder, "aclImdb", split, label, f"{number}.txt")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         os.chdir(folder)
         try:
             exec(code[: code.index("class TextGenerator")], space)
@@ -203,7 +204,7 @@ def _published(document: Path, texts: Any) -> tuple[keras.Model, list[str], list
 
 
 def batch() -> tuple[np.ndarray, np.ndarray]:
-    """A batch of made-up tokens, as frequent as words are (Zipf)."""
+    """Returns a batch of made-up tokens with the frequencies of words (Zipf)."""
     rng = np.random.default_rng(0)
     ranks = np.arange(2, script.VOCABULARY_SIZE)
     shares = 1 / (ranks + 8.0)
@@ -212,16 +213,25 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
 
 
 def network(key_dim: int = script.WIDTH, dtype: str = "float32", dropout: float = 0.1) -> MiniGPT:
-    """Our model in the published sizes."""
-    size, length, width = script.VOCABULARY_SIZE, script.LENGTH, script.WIDTH
-    heads, policy = script.HEADS, {"dtype": dtype}
-    return MiniGPT(size, length, width, 1, heads, key_dim, width, dropout, False, **policy)
+    """Returns our model in the published size."""
+    settings = {
+        "vocabulary_size": script.VOCABULARY_SIZE,
+        "context_length": script.LENGTH,
+        "embed_dim": script.WIDTH,
+        "num_blocks": 1,
+        "num_heads": script.HEADS,
+        "key_dim": key_dim,
+        "feed_forward_dim": script.WIDTH,
+        "dropout": dropout,
+        "dtype_policy": dtype,
+    }
+    return MiniGPT(ModelConfig.model_validate(settings))
 
 
 def trainer(dtype: str = "float32", optimizer: Any = None, dropout: float = 0.1) -> fit.LossModel:
-    """Our side of a step: the published loss, which counts padding too."""
+    """Returns our side of a step, with the published loss, which counts padding too."""
     model = fit.LossModel(network(dtype=dtype, dropout=dropout), padded=True)
-    # XLA is slower than TensorFlow's own kernels on a processor; JAX has nothing else.
+    # On a processor, XLA is slower than TensorFlow's own kernels; JAX has nothing else.
     model.compile(
         optimizer or keras.optimizers.Adam(), jit_compile=keras.backend.backend() == "jax"
     )
@@ -229,14 +239,14 @@ def trainer(dtype: str = "float32", optimizer: Any = None, dropout: float = 0.1)
 
 
 def agreement(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
-    """Checks that both sides have one loss and one gradient, to 1e-5 relative.
+    """Checks that loss and gradients of both sides agree to 1e-5, relative.
 
-    The gradients are read from a step of plain descent: with a rate so high that the weights of
-    before vanish in the rounding.  ReLU has none at 0, and of 2.6 million activations one is often
-    so near to it that either side's rounding decides: none is in the weights compared.
+    A step of plain descent reveals the gradients: its rate is so high that the old weights vanish
+    in rounding. ReLU has no gradient at 0, and of 2.6 million activations one is often so close
+    to 0 that rounding decides; a bias keeps all of them away from it.
 
     Raises:
-        RuntimeError: they do not.
+        RuntimeError: They do not agree.
     """
     rate = 1e6
     ours = trainer(optimizer=keras.optimizers.SGD(rate), dropout=0.0)
@@ -250,17 +260,17 @@ def agreement(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
     ours_loss = float(ours.train_on_batch(x, y, return_dict=True)["seed_loss"])
     after = zip(before, published_weights(ours.network), theirs.get_weights(), strict=True)
     pairs = [(np.linalg.norm(a - b), np.linalg.norm(old - b)) for old, a, b in after]
-    # That of the keys' bias is 0 but for rounding: it moves all of a row's scores alike.
+    # The gradient of the keys' bias is 0 but for rounding: it moves all scores of a row alike.
     least = 1e-6 * max(size for _, size in pairs)
     gap = max(float(distance / size) for distance, size in pairs if size > least)
     facts = {"loss_there": theirs_loss, "loss_here": ours_loss, "gradients_differ_by": gap}
     if gap > 1e-5 or abs(ours_loss - theirs_loss) > 1e-5 * theirs_loss:
-        raise RuntimeError(f"loss or gradients aren't those of the published script: {facts}")
+        raise RuntimeError(f"loss or gradients differ from the published script's: {facts}")
     return facts
 
 
 def published_weights(network: MiniGPT) -> list[np.ndarray]:
-    """Our weights in the order and shapes of the script's."""
+    """Returns our weights in the order and shapes of the script's."""
     block = network.blocks[0]
     layers = [block.query, block.key, block.value, block.attention_output]
     layers += [block.expand, block.contract, block.attention_norm, block.feed_forward_norm]
@@ -271,19 +281,20 @@ def published_weights(network: MiniGPT) -> list[np.ndarray]:
 
 
 def copy_weights(network: MiniGPT, published: keras.Model) -> None:
-    """Gives the script's model the weights of ours."""
+    """Copies our weights into the script's model."""
     published.set_weights(published_weights(network))
 
 
 def flop() -> float:
-    """Floating-point operations of a step's matrix products, forwards and backwards."""
+    """Returns the floating-point operations of a step's matrix products, forward and backward."""
     width, inner = script.WIDTH, script.HEADS * script.WIDTH
-    block = 4 * width * inner + 2 * width * width + script.LENGTH * inner  # half of 2 T is masked
+    attention = script.LENGTH * inner  # half of 2 T: the rest is masked
+    block = 4 * width * inner + 2 * width * width + attention
     return 3 * 2 * script.BATCH * script.LENGTH * (block + width * script.VOCABULARY_SIZE)
 
 
 def accelerator() -> str | None:
-    """The JAX device that isn't a processor, if there is one."""
+    """Returns the name of JAX's first device, or None for a processor and other backends."""
     if keras.backend.backend() != "jax":
         return None
     import jax
@@ -293,7 +304,7 @@ def accelerator() -> str | None:
 
 
 def _multiplies_bfloat16() -> bool:
-    return accelerator() is not None or fit.choose_dtype_policy() == "mixed_bfloat16"
+    return accelerator() is not None or optimizers.choose_dtype_policy() == "mixed_bfloat16"
 
 
 def _compiled(function: Any) -> Any:

@@ -68,6 +68,7 @@ def compiled() -> Callable[..., Any]:
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., Any]:
     """Makes a tiny MiniGPT, all of its weights random and large enough to spread the logits."""
+    from minigpt.config import ModelConfig
     from minigpt.model.network import MiniGPT
 
     def make(seed: int = 0, dtype: str = "float32", **changes: Any) -> MiniGPT:
@@ -81,8 +82,9 @@ def make_network() -> Callable[..., Any]:
             "feed_forward_dim": 24,
             "dropout": 0.1,
             "tied_embeddings": False,
+            "dtype_policy": dtype,
         }
-        network = MiniGPT(**{**settings, **changes}, dtype=dtype)
+        network = MiniGPT(ModelConfig(**{**settings, **changes}))
         rng = np.random.default_rng(seed)
         for weight in network.trainable_variables:
             around = 1 if weight.name == "gamma" else 0

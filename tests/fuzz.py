@@ -1,9 +1,9 @@
-"""Hostile input at random: `make fuzz MINUTES=1` (or `python tests/fuzz.py MINUTES [TARGET ...]`).
+"""Random hostile input: `make fuzz MINUTES=1`, or `python tests/fuzz.py MINUTES [TARGET ...]`.
 
-Hypothesis makes the inputs: well-formed ones, then bytes of them altered, cut out and put in.
-Each target gets its share of the time in a process of its own, so that a crash or a hang is a
-finding too.  Anything but a result or the error that the target allows is one; it is printed with
-the smallest input that Hypothesis finds for it.
+Hypothesis makes the inputs: well-formed ones, and ones with bytes altered, removed and inserted.
+Each target runs in a process of its own for its share of the time, so that a crash or a hang is a
+finding too. So is every exception but the one that the target allows. A finding is printed with the
+smallest input that Hypothesis finds for it.
 """
 
 import contextlib
@@ -19,10 +19,8 @@ import sys
 import tarfile
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -32,12 +30,14 @@ import yaml
 from hypothesis import strategies as st
 
 from minigpt import config
+from minigpt.common import files
 from minigpt.common.errors import InputError
-from minigpt.data import archive, corpus, sequences, tokenizer
-from minigpt.data.text import STYLES, detokenise, tokenise
+from minigpt.config import CorpusConfig
+from minigpt.data import archive, corpus, own_files, sequences, tokenizer
+from minigpt.data.text import STYLES
+from minigpt.data.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS = archive.Limits(max_bytes=2**22, max_members=100)
 MOST_MEMORY = 8 * 2**30  # bytes
 HERE = Path(tempfile.mkdtemp(prefix="fuzz-"))
 
@@ -46,7 +46,7 @@ TARGETS: dict[str, Callable[[], Case]] = {}
 
 
 def target(make: Callable[[], Case]) -> Callable[[], Case]:
-    """Registers what makes a target: its inputs, and what is done with one."""
+    """Registers a target, a function that returns its inputs and what to do with one."""
     TARGETS[make.__name__] = make
     return make
 
@@ -55,7 +55,7 @@ EDITS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 16), st.binary(max_si
 
 
 def altered(data: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
-    """Data with some bytes cut out and others put in, at places all over it."""
+    """Data with some bytes removed and others inserted, anywhere in it."""
 
     def alter(data: bytes, edits: list[tuple[float, int, bytes]]) -> bytes:
         for place, cut, put in edits:
@@ -67,10 +67,16 @@ def altered(data: st.SearchStrategy[bytes]) -> st.SearchStrategy[bytes]:
 
 
 def file(name: str, content: bytes) -> Path:
-    """The content as a file, the same one each time."""
+    """Writes the content to a file, the same one each time."""
     path = HERE / name
     path.write_bytes(content)
     return path
+
+
+def corpus_config(**changes: Any) -> CorpusConfig:
+    """The section `corpus`, with small limits."""
+    given: dict[str, Any] = {"url": "x", "sha256": "0" * 64, "max_bytes": 2**22, "max_members": 100}
+    return CorpusConfig(**given, folders=["a/train/pos", "a/train/neg"], **changes)
 
 
 ODD = ["", " ", "\0", "<br />", "[UNK]", '"', "'s", "\u202eabc", "\u017f", "\u0130", "1,000", "..."]
@@ -85,8 +91,8 @@ ANYTHING = st.recursive(
 
 
 @target
-def archive() -> Case:
-    """A .tar.gz with headers of every kind, altered before and after it is packed."""
+def archives() -> Case:
+    """A .tar.gz with headers of every kind, altered before and after compression."""
     names = st.sampled_from(["a/train/pos/1_7.txt", "a/train/neg/2_1.txt", "a/x", "/etc/x", "../x"])
     kinds = st.sampled_from([*b"0125xgLKS3\0"]).map(lambda kind: bytes([kind]))
     records = st.sampled_from(["path", "size", "mtime", "GNU.sparse.map", "GNU.sparse.major"])
@@ -109,7 +115,7 @@ def archive() -> Case:
     def read(data: bytes) -> None:
         path = file("a.tar.gz", data)
         for undecodable in ("fail", "replace"):
-            list(archive.read_archive(path, ["a/train/pos", "a/train/neg"], undecodable, LIMITS))
+            list(archive.read(path, corpus_config(format="archive", undecodable=undecodable)))
 
     tars = altered(st.lists(members, max_size=6).map(pack))
     zipped = tars.map(lambda tar: gzip.compress(tar, 1, mtime=0))
@@ -117,8 +123,8 @@ def archive() -> Case:
 
 
 @target
-def files() -> Case:
-    """.jsonl and .parquet of a user's own."""
+def own_file() -> Case:
+    """.jsonl and .parquet files of the user's own."""
     columns = st.sampled_from(["text", "id", "split", "label", "rating"])
     row = st.dictionaries(columns | TEXT, ANYTHING, max_size=5)
     lines = st.lists(row, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
@@ -127,9 +133,10 @@ def files() -> Case:
     inputs = st.one_of(*(st.tuples(st.just(name), made) for name, made in kinds))
 
     def read(given: tuple[str, bytes]) -> None:
-        batches = list(archive.read_files(file(*given), limits=LIMITS))
+        batches = list(own_files.read(file(*given), corpus_config(format="files")))
         corpus.write_reviews(batches, HERE / "reviews.parquet")
-        assert corpus.read_reviews(HERE / "reviews.parquet").equals(pa.Table.from_batches(batches))
+        again = corpus.read_reviews(HERE / "reviews.parquet", corpus.SCHEMA.names)
+        assert again.equals(pa.Table.from_batches(batches))
 
     return inputs, read
 
@@ -148,16 +155,16 @@ def text() -> Case:
     def through(texts: list[str]) -> None:
         array = pa.array(texts, pa.string())
         for style in STYLES:
-            tokens = tokenise(array, style).to_pylist()
-            if not any(tokens):
+            tokens = Tokenizer((), style).split(array).flatten().to_pylist()
+            if not tokens:
                 continue
-            words = tokenizer.build(tokenizer.count(array, style), 20)
-            words.save(HERE / "vocabulary.txt")
-            assert tokenizer.load(HERE / "vocabulary.txt") == words
-            ids, _ = words.encode(array, style)
-            known = [t if t in words.tokens else "[UNK]" for row in tokens for t in row]
+            words = tokenizer.build(tokenizer.count(array, style), 20, style)
+            words.save(HERE / "tokenizer")
+            assert tokenizer.load(HERE / "tokenizer") == words
+            ids, _ = words.encode(array)
+            known = [token if token in words.tokens else "[UNK]" for token in tokens]
             assert words.decode(ids.tolist()) == known
-            shown = detokenise(known)
+            shown = words.detokenise(ids.tolist())
             assert shown.replace(" ", "").lower() == "".join(known).replace(" ", "").lower()
 
     characters = st.characters(exclude_categories=["Cs"])
@@ -166,25 +173,38 @@ def text() -> Case:
 
 
 @target
-def vocabulary_file() -> Case:
-    """What `vocabulary.load` is given."""
+def tokenizers() -> Case:
+    """Both files of a tokenizer's folder."""
     lines = st.lists(TEXTS.map(lambda t: t.encode(errors="replace")), max_size=6).map(b"\n".join)
-    inputs = altered(lines.map(lambda rest: b"\n[UNK]\n" + rest + b"\n"))
-    return inputs, lambda data: tokenizer.load(file("vocabulary.txt", data))
+    vocabularies = altered(lines.map(lambda rest: b"\n[UNK]\n" + rest + b"\n"))
+    kinds = st.just({"kind": "words", "style": "spaced"}) | ANYTHING
+    settings = kinds.map(lambda kind: json.dumps(kind).encode())
+    Tokenizer((), "spaced").save(HERE / "tokenizer")
+
+    def load(given: tuple[bytes, bytes]) -> None:
+        for name, content in zip(("vocabulary.txt", "tokenizer.json"), given, strict=True):
+            file(f"tokenizer/{name}", content)
+        tokenizer.load(HERE / "tokenizer")
+
+    return st.tuples(vocabularies, settings | altered(settings)), load
 
 
 @target
 def tfrecord() -> Case:
-    """Shards that were altered, with a manifest that says so or doesn't, and the manifest."""
+    """Altered shards, whose manifest has the right checksum or a wrong one."""
     import numpy as np
     import tensorflow as tf
 
     ids, offsets = np.arange(60, dtype=np.int32) % 9, np.array([0, 20, 40, 60])
     held_out = np.array([False, False, True])
     reviews = sequences.Encoded(pa.array(["a", "b", "c"]), ids, offsets, held_out)
-    given: dict[str, Any] = {"length": 8, "policy": "windows", "shards": 1}
-    given |= {"validation_fraction": 0.3, "vocabulary_sha256": "a", "vocabulary_size": 9}
-    sequences.write(HERE / "sequences", [reviews], **given)
+    settings = {"length": 8, "policy": "windows", "shards": 1, "validation_fraction": 0.3}
+    sequences.write(
+        HERE / "sequences",
+        [reviews],
+        config=config.SequencesConfig(**settings),  # type: ignore[arg-type]
+        tokenizer=Tokenizer(("", "[UNK]"), "spaced"),
+    )
     shard = next((HERE / "sequences").glob("train*"))
     manifest = json.loads((HERE / "sequences/manifest.json").read_text())
     whole = shard.read_bytes()
@@ -192,7 +212,7 @@ def tfrecord() -> Case:
     def read(given: tuple[bytes, bool]) -> None:
         shard.write_bytes(given[0])
         entry = manifest["splits"]["train"]["shards"][0]
-        entry.update(sequences._fingerprint(shard) if given[1] else {"sha256": "0"})
+        entry.update({"bytes": len(given[0]), "sha256": files.sha256(shard) if given[1] else "0"})
         (HERE / "sequences/manifest.json").write_text(json.dumps(manifest))
         sequences.verify(HERE / "sequences")
         with contextlib.suppress(tf.errors.OpError):  # TensorFlow's own word for a damaged record
@@ -204,8 +224,8 @@ def tfrecord() -> Case:
 
 @target
 def configuration() -> Case:
-    """A resolved.yaml whose values or whose very text was altered."""
-    composed = config.as_dict(config.compose(ROOT / "conf", ROOT / "params.yaml"))
+    """A resolved.yaml with altered values, or altered as text."""
+    composed = config.compose(ROOT / "conf", ROOT / "params.yaml").model_dump(mode="json")
     keys = [(a, b) for a, section in composed.items() for b in section]
     odd = ANYTHING | st.sampled_from(["${oc.env:HOME}", "${train.epochs}", "???", "${", "null"])
 
@@ -227,27 +247,26 @@ def configuration() -> Case:
 
 @target
 def request() -> Case:
-    """What the registered model is asked."""
+    """Requests to the registered model."""
     import pandas as pd
     from mlflow.exceptions import MlflowException
 
     from minigpt.tracking import pyfunc
 
-    limits = {name: 50 for name in pyfunc.LIMITS}
     writer = pyfunc.ReviewWriter()
-    writer.limits, writer.one_at_a_time = limits, contextlib.nullcontext()  # type: ignore[assignment]
-    writer.sampling = SimpleNamespace  # type: ignore[assignment]
+    writer.limits = config.RequestConfig(
+        max_prompts=50, max_prompt_bytes=50, max_tokens=50, max_total_tokens=50
+    )
+    writer.one_at_a_time = contextlib.nullcontext()  # type: ignore[assignment]
 
-    def generate(prompts: list[str], sampling: Any) -> list[str]:
+    def generate(prompts: list[str], sampling: config.SamplingConfig) -> list[str]:
         assert 1 <= len(prompts) * sampling.max_tokens <= 50
         assert sum(len(prompt.encode()) for prompt in prompts) <= 50
-        for name, value in vars(sampling).items():
-            meta = pyfunc.SETTINGS[name].metadata
-            assert meta["low"] is None or meta["low"] <= value <= meta["high"], name
+        assert config.SamplingConfig(**sampling.model_dump()) == sampling
         return prompts
 
-    writer.generate = generate  # type: ignore[assignment]
-    names = st.sampled_from(sorted(pyfunc.SETTINGS)) | TEXT
+    writer.generator = generate  # type: ignore[assignment]
+    names = st.sampled_from(sorted(config.SamplingConfig.model_fields)) | TEXT
     params = st.none() | st.dictionaries(names, ANYTHING | NUMBERS, max_size=3)
     prompts = ANYTHING | st.lists(TEXTS | ANYTHING, max_size=60)
     frames = st.lists(TEXTS | ANYTHING, max_size=9).map(
@@ -262,43 +281,56 @@ def request() -> Case:
 
 
 @target
-def model_file() -> Case:
-    """A .keras file whose description or weights were altered, with right checksums."""
+def model_directory() -> Case:
+    """A model directory with altered files, whose config.json has the right checksums or others."""
     from minigpt.model import directory, network
 
     settings = dict.fromkeys(("embed_dim", "num_heads", "key_dim", "feed_forward_dim"), 4)
     settings |= {"vocabulary_size": 9, "context_length": 5, "num_blocks": 1}
-    made = network.MiniGPT(**settings, dropout=0.1, tied_embeddings=False)
-    words = tokenizer.Vocabulary(("", "[UNK]", "film"))
+    model = config.ModelConfig(**settings, dtype_policy="float32")  # type: ignore[arg-type]
+    words = Tokenizer(("", "[UNK]", "film"), "spaced")
     path = HERE / "model"
-    directory.save(path, made, words, {"vocabulary": {"style": "spaced"}})
-    with zipfile.ZipFile(path / directory.MODEL_FILE) as saved:
-        members = {name: saved.read(name) for name in saved.namelist()}
-    described = json.loads(members["config.json"])
+    directory.save(path, network.MiniGPT(model), words, {"vocabulary": {"style": "spaced"}})
+    described = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    weights = (path / "weights.safetensors").read_bytes()
+    start = 8 + int.from_bytes(weights[:8], "little")
+    tensors = json.loads(weights[8:start])
 
-    def redescribed(changes: dict[str, Any]) -> bytes:
-        changed = {**described, "config": {**described["config"], **changes}}
-        return json.dumps(changed).encode()
+    def retold(changes: list[tuple[str, str, Any]]) -> bytes:
+        """The weights, with other facts about some tensors in the header."""
+        told = json.loads(json.dumps(tensors))
+        for name, fact, value in changes:
+            told[name][fact] = value
+        header = json.dumps(told).encode()
+        return len(header).to_bytes(8, "little") + header + weights[start:]
 
-    keys = st.sampled_from(sorted(described["config"]))
-    descriptions = st.dictionaries(keys, ANYTHING | NUMBERS, max_size=2).map(redescribed)
+    odd = ANYTHING | NUMBERS
+    facts = st.sampled_from(["dtype", "shape", "data_offsets", "more"])
+    values = st.sampled_from(["F64", "BF16", [], [2**40], [0, 2**63], [1, 4]]) | odd
+    changes = st.tuples(st.sampled_from(sorted(tensors)), facts, values)
     inputs = st.tuples(
-        st.just(members["config.json"]) | altered(descriptions),
-        altered(st.just(members["model.weights.h5"])),
+        st.dictionaries(st.sampled_from(sorted(described)), odd, max_size=1),
+        st.dictionaries(st.sampled_from(sorted(settings)), odd, max_size=2),
+        altered(st.just(weights)) | st.lists(changes, max_size=2).map(retold),
+        st.booleans(),
     )
 
-    def load(given: tuple[bytes, bytes]) -> None:
-        with zipfile.ZipFile(directory / directory.MODEL_FILE, "w") as archive:
-            archive.writestr("config.json", given[0])
-            archive.writestr("model.weights.h5", given[1])
-        directory.load(directory)
+    def load(given: tuple[dict[str, Any], dict[str, Any], bytes, bool]) -> None:
+        outer, inner, content, right = given
+        made = json.loads(json.dumps(described))
+        made["config"]["model"].update(inner)
+        (path / "weights.safetensors").write_bytes(content)
+        if right:
+            made["sha256"]["weights.safetensors"] = files.sha256(path / "weights.safetensors")
+        file("model/config.json", json.dumps({**made, **outer}).encode(errors="replace"))
+        directory.load(path)
 
     return inputs, load
 
 
 def attempts(name: str, seconds: float) -> Iterator[str]:
-    """Tries inputs on a target for so long; yields the findings, then the number of inputs."""
-    # What asks for more memory than this shall fail here, and not take other programs' along.
+    """Tries inputs on a target for a time; yields the findings, then the number of inputs."""
+    # An input that asks for more memory than this fails, and other programs go on.
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
     inputs, check = TARGETS[name]()
     end, tried, seed = time.monotonic() + seconds, 0, random.randrange(2**32)
@@ -313,7 +345,7 @@ def attempts(name: str, seconds: float) -> Iterator[str]:
         @hypothesis.given(inputs)
         def once(given: Any) -> None:
             nonlocal tried, before
-            if time.monotonic() < end + 60:  # a minute more to make a finding small
+            if time.monotonic() < end + 60:  # another minute to shrink a finding
                 tried += 1
                 with contextlib.suppress(InputError):
                     check(given)
@@ -332,7 +364,7 @@ def attempts(name: str, seconds: float) -> Iterator[str]:
 
 
 def main(minutes: str, *names: str) -> int:
-    """Runs the targets one after the other and prints a table; 1 where something was found."""
+    """Runs the targets one after the other and prints a table; returns 1 after a finding."""
     names = names or tuple(TARGETS)
     seconds, found = float(minutes) * 60 / len(names), 0
     print(f"{'target':16}{'inputs':>10}  found", flush=True)
@@ -344,7 +376,7 @@ def main(minutes: str, *names: str) -> int:
             if ran.returncode:
                 findings.append(f"the process ended with {ran.returncode}: {ran.stderr[-2000:]}")
         except subprocess.TimeoutExpired:
-            findings, tried = ["no end within 5 minutes more than it was given"], "?"
+            findings, tried = ["it was still running 5 minutes after its time"], "?"
         found += bool(findings)
         print(
             f"{name:16}{tried:>10}  {'nothing' if not findings else ''.join(findings)}", flush=True

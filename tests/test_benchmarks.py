@@ -1,7 +1,9 @@
-"""The benchmarks in sizes that only show that their code runs, and that both sides are alike."""
+"""The benchmarks in tiny sizes: their code runs, and both sides agree."""
 
 import functools
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +25,16 @@ def side(name, log):
 
 
 @pytest.fixture(scope="module")
-def training() -> Any:
-    """The package, in tiny sizes, which it reads when it is imported."""
+def training() -> Iterator[Any]:
+    """The package in tiny sizes, which it reads on import; test_seed imports it in full size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENCHMARKS_TINY", "1")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "benchmarks"]:
+            patch.delitem(sys.modules, name)
         from benchmarks import training
 
         assert training.script.TINY
-        return training
+        yield training
 
 
 def test_the_table_as_text_json_and_figure(
@@ -42,14 +46,15 @@ def test_the_table_as_text_json_and_figure(
     quick = functools.partial(training.script.compiled_model, jit_compile=False)  # XLA takes long
     monkeypatch.setattr(training.script, "compiled_model", quick)
     rows = ["bfloat16", "one", "vocabulary", "prepare"]
-    (tmp_path / "tensorflow.json").write_text(json.dumps({"cold": {"kept": 1, **_row()}}))
+    earlier = {"what": "x", "unit": "s", "peer": "", "at_least": None, "reach_for": None}
+    earlier |= {"here": [1.0], "there": [], "ratio": None, "kept": 1}
+    (tmp_path / "tensorflow.json").write_text(json.dumps({"cold": earlier}), encoding="utf-8")
     arguments = ["benchmarks", "--rounds", "2", "--out", str(tmp_path), "--only", *rows]
     monkeypatch.setattr("sys.argv", arguments)
-    monkeypatch.setenv("BENCHMARKS_TINY", "1")
     command.main()
     printed = capsys.readouterr().out
     assert "| training step, bfloat16 products |  | not measured: no bfloat16 products" in printed
-    found = json.loads((tmp_path / "tensorflow.json").read_text())
+    found = json.loads((tmp_path / "tensorflow.json").read_text(encoding="utf-8"))
     assert set(found) == {*rows, "cold"} and found["cold"]["kept"] == 1
     assert found["vocabulary"]["facts"]["identical"] is True
     for name in rows[1:]:
@@ -60,7 +65,7 @@ def test_the_table_as_text_json_and_figure(
     assert (tmp_path / "tensorflow.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_both_sides_of_a_step_are_alike(training: Any) -> None:
+def test_both_sides_of_a_step_agree(training: Any) -> None:
     facts = training.agreement(*training.batch())
     assert facts["loss_here"] == pytest.approx(facts["loss_there"], rel=1e-5)
     assert 0 < facts["gradients_differ_by"] < 1e-5
@@ -81,20 +86,14 @@ def test_both_sides_are_compared_where_relu_has_a_gradient(training: Any) -> Non
 def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import measure
 
-    (tmp_path / "sides.py").write_text(SIDES)
+    (tmp_path / "sides.py").write_text(SIDES, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv(backend.ONEDNN, "1")
     log = tmp_path / "log"
     here, there = measure.compare_processes("sides.side", ["a", str(log)], ["b", str(log)], 2)
     assert len(here) == len(there) == 2 and min(here) >= 0.01 > max(there)
-    assert log.read_text() == "ababab"
+    assert log.read_text(encoding="utf-8") == "ababab"
     names = [backend.ONEDNN in measure.environment([side]) for side in ("here", measure.SCRIPT)]
-    assert names == [True, False]  # the script has TensorFlow as it is shipped
+    assert names == [True, False]  # the script runs TensorFlow as it is shipped
     with pytest.raises(measure.NotMeasuredError, match=r"sides\.side failed"):
         measure.compare_processes("sides.side", ["a"], ["b", str(log)], 1)
-
-
-def _row() -> dict[str, Any]:
-    """A row of an earlier run."""
-    return {"what": "x", "unit": "s", "peer": "", "at_least": None, "reach_for": None,
-            "here": [1.0], "there": [], "ratio": None}  # fmt: skip

@@ -1,4 +1,4 @@
-"""The targets of `make fuzz` still fit what they try."""
+"""The targets of `make fuzz` fit the code that they try."""
 
 import contextlib
 from typing import Any

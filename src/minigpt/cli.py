@@ -1,12 +1,12 @@
-"""The command `minigpt`: moves the alias @champion by hand, lists who moved it, and searches."""
+"""The command `minigpt`: the champion of the registered model, retraining, searching, exporting."""
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
 from minigpt import config
+from minigpt.common import backend
 from minigpt.common.errors import InputError
 
 COLUMNS = ("time", "version", "from", "how", "who", "reason")
@@ -16,56 +16,96 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: those of the command line, where they are not given.
+        arguments: Those of the command line by default.
 
     Returns:
-        The exit code: 2 for what can't be done.
+        The exit code: 2 for what the user has to fix.
     """
     given = _parser().parse_args(arguments)
+    # Libraries read their settings while they are imported, so each command imports its own.
+    backend.quiet()
     try:
-        if given.command == "search":
-            print(_search(given))
-            return 0
-        name = given.model or config.load().tracking.model_name
-        print(_run(name, given))
+        code: int = given.run(given)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return code
+
+
+def _promote(given: argparse.Namespace) -> int:
+    from minigpt.tracking import champion
+
+    name, uri = _model(given)
+    before = champion.promote(uri, name, given.version, reason=given.reason)
+    return _moved(name, given.version, before)
+
+
+def _rollback(given: argparse.Namespace) -> int:
+    from minigpt.tracking import champion
+
+    name, uri = _model(given)
+    return _moved(name, *champion.rollback(uri, name, reason=given.reason))
+
+
+def _history(given: argparse.Namespace) -> int:
+    from minigpt.tracking import champion
+
+    name, uri = _model(given)
+    now, entries = champion.state(uri, name)
+    print(f"@champion of {name} is {_version(now)}")
+    if entries:
+        rows = [COLUMNS, *(tuple(entry[key] or "-" for key in COLUMNS) for entry in entries[::-1])]
+        rows = [(row[0][:19].replace("T", " "), *row[1:]) for row in rows]
+        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]] + [0]
+        print("\n".join("  ".join(map(str.ljust, row, widths)) for row in rows))
     return 0
 
 
-def _run(name: str, given: argparse.Namespace) -> str:
-    # MLflow reads these while it is imported, which takes seconds: not for --help.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from minigpt.tracking import champion, mirror
-
-    uri = mirror.tracking_uri(Path.cwd())
-    if given.command == "history":
-        return _table(name, *champion.state(uri, name))
-    if given.command == "promote":
-        now, before = given.version, champion.promote(uri, name, given.version, reason=given.reason)
-    else:
-        now, before = champion.rollback(uri, name, reason=given.reason)
-    return f"version {now} of {name} is @champion; before it was {_version(before)}"
-
-
-def _search(given: argparse.Namespace) -> str:
+def _search(given: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
         from minigpt.retraining.search import search
     except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
         raise InputError(f"{error}; install it: pip install -e .[search]") from None
-    return search(Path.cwd(), given.space, given.name, given.trials, given.set_param)
+    print(search(Path.cwd(), given.space, given.name, given.trials, given.set_param))
+    return 0
 
 
-def _table(name: str, now: str | None, entries: list[dict[str, str | None]]) -> str:
-    rows = [COLUMNS, *(tuple(entry[key] or "-" for key in COLUMNS) for entry in entries[::-1])]
-    rows = [(row[0][:19].replace("T", " "), *row[1:]) for row in rows]
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]] + [0]
-    lines = ["  ".join(map(str.ljust, row, widths)) for row in rows]
-    return "\n".join([f"@champion of {name} is {_version(now)}", *(lines if entries else [])])
+def _retrain(given: argparse.Namespace) -> int:
+    backend.choose()
+    from minigpt.retraining import run
+
+    return run.main()
+
+
+def _export(given: argparse.Namespace) -> int:
+    backend.choose()
+    from minigpt.model import directory
+
+    out = given.out or given.folder.with_name(f"{given.folder.resolve().name}.keras")
+    try:
+        directory.export(given.folder, out)
+    except directory.OlderFormat as error:
+        raise InputError(
+            f"{error}: `dvc repro` trains a new model, and `minigpt promote` makes a version the "
+            "champion that the gate can't compare"
+        ) from None
+    print(f"{out}: open it with keras.saving.load_model after `import minigpt`")
+    return 0
+
+
+def _model(given: argparse.Namespace) -> tuple[str, str]:
+    """The name of the registered model, and the store's address."""
+    from minigpt.tracking import store
+
+    return given.model or config.load().tracking.model_name, store.tracking_uri(Path.cwd())
+
+
+def _moved(name: str, now: str, before: str | None) -> int:
+    print(f"version {now} of {name} is @champion; before it was {_version(before)}")
+    return 0
 
 
 def _version(number: str | None) -> str:
@@ -75,12 +115,23 @@ def _version(number: str | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("minigpt", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
     promote = commands.add_parser("promote", help="make a version the champion")
     promote.add_argument("version", metavar="VERSION", help="its number in the registry")
-    rollback = commands.add_parser("rollback", help="make the champion before this one it again")
+    promote.set_defaults(run=_promote)
+    rollback = commands.add_parser("rollback", help="make the previous champion the champion again")
+    rollback.set_defaults(run=_rollback)
     history = commands.add_parser("history", help="list the moves, the newest first (times in UTC)")
+    history.set_defaults(run=_history)
+    for command in (promote, rollback):
+        command.add_argument("--reason", required=True, help="why; it is kept in the history")
+    for command in (promote, rollback, history):
+        command.add_argument(
+            "--model", help="name of the registered model (default: that of resolved.yaml)"
+        )
+
     search = commands.add_parser("search", help="a Bayesian search over the configuration")
-    search.add_argument("name", metavar="NAME", help="the same name goes on with the same search")
+    search.add_argument("name", metavar="NAME", help="the same name continues the same search")
     search.add_argument("--trials", type=int, default=20, help="in all (default: 20)")
     search.add_argument(
         "--space", type=Path, default=config.CONF / "search.yaml", help="what to vary"
@@ -88,12 +139,15 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "-S", "--set-param", action="append", default=[], help="a setting of every trial"
     )
-    for command in (promote, rollback):
-        command.add_argument("--reason", required=True, help="why; it is kept in the history")
-    for command in (promote, rollback, history):
-        command.add_argument(
-            "--model", help="name of the registered model (default: that of resolved.yaml)"
-        )
+    search.set_defaults(run=_search)
+
+    retrain = commands.add_parser("retrain", help="pull, reproduce, report and push, as CI does")
+    retrain.set_defaults(run=_retrain)
+
+    export = commands.add_parser("export", help="write a model directory as a .keras file")
+    export.add_argument("folder", metavar="FOLDER", type=Path, help="such as model/")
+    export.add_argument("--out", metavar="FILE", type=Path, help="default: FOLDER.keras")
+    export.set_defaults(run=_export)
     return parser
 
 

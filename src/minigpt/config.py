@@ -1,221 +1,370 @@
-"""The configuration: one dataclass per section, composed by Hydra, validated before anything runs.
+"""The configuration: a pydantic model for each section, validated before anything runs.
 
-Each field carries its documentation and its range, so that both are written once.  A value that
-switches something off is 0 (never null: in params.yaml null means "as composed").
+Hydra composes conf/, params.yaml is laid over it, and the `compose` stage writes the result to
+resolved.yaml, where every stage reads its own section. A field states its range, its documentation
+and, where there is a neutral value, its default. A value that switches something off is 0: in
+params.yaml null means "as composed".
 """
 
-import difflib
+import contextlib
+import io
+import json
 import re
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import AfterValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from minigpt.common import files
+from minigpt.common import files, paths, validation
 from minigpt.common.errors import InputError
+from minigpt.common.validation import Loc, Section, cross_check, is_section, named, shown, validate
 
-_REFERENCE = re.compile(r"(?<!\\)\$\{[a-z0-9_.]+\}")  # ${section.key}, not \${section.key}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,199}")  # no path, no part of a query
+__all__ = ["validate"]  # beside what is defined here
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
-RESOLVED = Path("resolved.yaml")
+
+_Layers = list[tuple[str, dict[str, Any]]]  # the name of a file or a folder, and what it holds
+
+_REFERENCE = re.compile(r"(?<!\\)\$\{([a-z0-9_.]+)\}")  # ${section.key}, not \${section.key}
 
 
-def _value(
-    doc: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    empty: bool = False,
-) -> Any:
-    """A mandatory field with its documentation and what is allowed in it."""
-    return field(
-        default=MISSING,
-        metadata={"doc": doc, "low": low, "high": high, "choices": choices, "empty": empty},
-    )
+def _without_password(url: str) -> str:
+    if re.match(r"\w+://[^/]*@", url):
+        raise PydanticCustomError(
+            validation.PROBLEM,
+            "holds a name or a password: put them into ~/.netrc, since resolved.yaml is committed",
+        )
+    return url
 
 
-@dataclass
-class CorpusConfig:
+def _inside(folder: str) -> str:
+    if folder.startswith("/") or ".." in folder.split("/"):
+        raise ValueError
+    return folder
+
+
+def _not_reserved(alias: str) -> str:
+    if re.fullmatch(r"latest|v\d+|champion", alias, re.IGNORECASE):
+        raise ValueError
+    return alias
+
+
+# Types of fields; a text in Annotated is what error messages and the documentation say of it.
+_FILLED = Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")
+Text = Annotated[str, _FILLED, "a text, not blank, in valid Unicode and without NUL"]
+Url = Annotated[
+    str, _FILLED, AfterValidator(_without_password), "http(s)://, file:// or a path, without NUL"
+]
+Folder = Annotated[str, _FILLED, AfterValidator(_inside), "a folder inside the archive"]
+Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$"), "64 hexadecimal digits, or nothing"]
+Name = Annotated[
+    str,
+    Field(pattern="^[A-Za-z0-9][A-Za-z0-9 _.-]{0,199}$"),  # no path, no part of a query
+    "up to 200 letters, digits, spaces and any of `_.-`, a letter or a digit first",
+]
+Alias = Annotated[
+    str,
+    Field(pattern="^[A-Za-z0-9_-]{1,200}$"),
+    AfterValidator(_not_reserved),
+    "up to 200 letters, digits and any of `_-`, but not what MLflow reserves (latest, v1) nor "
+    "champion, which the gate gives",
+]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CorpusConfig(Section):
     """Where the reviews come from."""
 
-    format: str = _value(
-        "an archive like IMDB's, or files of your own", choices=("archive", "files")
-    )
-    url: str = _value("http(s)://, file:// or a path; files: a folder, a .jsonl or a .parquet")
-    sha256: str = _value("checksum of the archive, 64 hexadecimal digits", empty=True)
-    folders: list[str] = _value("folders of the archive that hold the reviews", empty=True)
-    text_column: str = _value("the column of a .jsonl or .parquet that holds the text")
-    undecodable: str = _value(
-        "what to do with bytes that aren't UTF-8", choices=("fail", "replace")
-    )
-    max_bytes: int = _value(
-        "most bytes: of the unpacked archive, or of the files' texts", low=1, high=10**15
-    )
-    max_members: int = _value("most members of the archive, or reviews", low=1, high=10**9)
-    max_ratio: float = _value(
-        "most bytes that one byte of the archive may unpack to", low=1, high=100_000
-    )
+    format: Literal["archive", "files"]
+    """An archive in the layout of IMDB's, or files of your own."""
+    url: Url
+    """The archive; or, for your own files, a folder of .txt files, a .jsonl or a .parquet."""
+    sha256: Sha256 = ""
+    """Checksum of the archive."""
+    folders: list[Folder] = Field(default=[])
+    """Folders of the archive that hold the reviews."""
+    text_column: Text = "text"
+    """Column of a .jsonl or .parquet that holds the text."""
+    undecodable: Literal["fail", "replace"] = "fail"
+    """What to do with bytes that are not UTF-8."""
+    max_bytes: int = Field(default=2 * 10**9, ge=1, le=10**15)
+    """Most bytes of the unpacked archive, or of the texts in your files."""
+    max_members: Count = 1_000_000
+    """Most members of the archive, or reviews."""
+    max_ratio: float = Field(default=100.0, ge=1, le=100_000)
+    """Most bytes that one byte of the archive may unpack to."""
+
+    @cross_check
+    def _archive_has_a_checksum(self) -> Iterator[tuple[str, str]]:
+        if self.format == "archive" and not self.sha256:
+            yield "sha256", "is '': an archive needs 64 hexadecimal digits"
+
+    @cross_check
+    def _archive_has_folders(self) -> Iterator[tuple[str, str]]:
+        if self.format == "archive" and not self.folders:
+            yield "folders", "is empty: name the folders of the archive that hold the reviews"
 
 
-@dataclass
-class VocabularyConfig:
+class VocabularyConfig(Section):
     """How text becomes tokens."""
 
-    style: str = _value("standardisation", choices=("published", "spaced"))
-    max_tokens: int = _value("entries, '' and [UNK] included", low=3, high=10_000_000)
+    style: Literal["published", "spaced"]
+    """Where spaces are added: before each punctuation character (published), or on both sides."""
+    max_tokens: int = Field(ge=3, le=10_000_000)
+    """Most entries, padding and [UNK] included."""
 
 
-@dataclass
-class SequencesConfig:
+class SequencesConfig(Section):
     """How reviews become training sequences."""
 
-    policy: str = _value(
-        "head: the first tokens of a review; windows: all of them", choices=("head", "windows")
-    )
-    length: int = _value("targets in a sequence (it holds one token more)", low=1, high=65_536)
-    validation_fraction: float = _value("share of the reviews held out", low=0, high=0.5)
-    shards: int = _value("TFRecord files of the training split", low=1, high=10_000)
+    policy: Literal["head", "windows"]
+    """Head: the first tokens of a review; windows: all of its tokens."""
+    length: Width
+    """Targets in a sequence, which holds one token more."""
+    validation_fraction: float = Field(default=0.0, ge=0, le=0.5)
+    """Share of the reviews that is held out; 0: none."""
+    shards: int = Field(default=8, ge=1, le=10_000)
+    """TFRecord files of the training split."""
 
 
-@dataclass
-class ModelConfig:
-    """The miniature GPT."""
+class ModelConfig(Section):
+    """The network."""
 
-    vocabulary_size: int = _value("rows of the head; 0: as many as entries", low=0, high=10_000_000)
-    context_length: int = _value("positions the model has, in tokens", low=1, high=65_536)
-    embed_dim: int = _value("width of a token's embedding", low=1, high=65_536)
-    num_blocks: int = _value("transformer blocks", low=1, high=1_000)
-    num_heads: int = _value("attention heads", low=1, high=1_024)
-    key_dim: int = _value("width of one head's keys, queries and values", low=1, high=65_536)
-    feed_forward_dim: int = _value("hidden width of a block's feed-forward", low=1, high=1_048_576)
-    dropout: float = _value("share dropped after attention and feed-forward", low=0, high=0.99)
-    tied_embeddings: bool = _value("whether the head reuses the token embeddings")
-    dtype_policy: str = _value(
-        "Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16",
-        choices=("auto", "float32", "mixed_bfloat16"),
-    )
+    vocabulary_size: int = Field(default=0, ge=0, le=10_000_000)
+    """Rows of the head; 0: as many as the vocabulary has entries."""
+    context_length: Width
+    """Positions, in tokens."""
+    embed_dim: Width
+    """Width of a token's embedding."""
+    num_blocks: int = Field(ge=1, le=1_000)
+    """Transformer blocks."""
+    num_heads: int = Field(ge=1, le=1_024)
+    """Attention heads."""
+    key_dim: Width
+    """Width of one head's keys, queries and values."""
+    feed_forward_dim: int = Field(ge=1, le=1_048_576)
+    """Hidden width of a block's feed-forward network."""
+    dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Share dropped after attention and feed-forward."""
+    tied_embeddings: bool = False
+    """Whether the head reuses the token embeddings."""
+    dtype_policy: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
+    """Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16."""
+
+    @cross_check
+    def _heads_divide_the_width(self) -> Iterator[tuple[str, str]]:
+        if self.embed_dim % self.num_heads:
+            text = f"is {self.embed_dim}, not divisible by model.num_heads, {self.num_heads}"
+            yield "embed_dim", text
 
 
-@dataclass
-class SamplingConfig:
+class TrainConfig(Section):
+    """How the network is trained."""
+
+    epochs: int = Field(ge=1, le=100_000)
+    """Passes over the training sequences."""
+    batch_size: int = Field(ge=1, le=1_000_000)
+    """Sequences in a step."""
+    loss: Literal["tokens", "padded"] = "tokens"
+    """Tokens: mean over the real tokens; padded: over the padding too, as published."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Keras optimizer."""
+    learning_rate: float = Field(ge=1e-12, le=1_000)
+    """Peak learning rate."""
+    warmup_steps: int = Field(default=0, ge=0, le=10**9)
+    """Steps of linear warm-up; 0: none."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """Learning rate from the warm-up to the last step."""
+    weight_decay: Share = 0.0
+    """Decoupled weight decay, for adamw; 0: none."""
+    clip_norm: float = Field(default=0.0, ge=0, le=1_000_000)
+    """Largest global gradient norm; 0: any."""
+    early_stopping: int = Field(default=0, ge=0, le=10_000)
+    """Epochs without a better val_loss; 0: never stop."""
+    keep: Literal["best", "last"] = "last"
+    """Epoch whose weights the model directory gets."""
+    jit_compile: bool = False
+    """Whether to compile with XLA, which is slower on a CPU with the TensorFlow backend."""
+    seed: int = Field(default=1, ge=0, le=2**31 - 1)
+    """Seed of weights, dropout and shuffling."""
+
+    @cross_check
+    def _only_adamw_decays(self) -> Iterator[tuple[str, str]]:
+        decay, optimizer = self.weight_decay, self.optimizer
+        if decay and optimizer != "adamw":
+            text = f"is {decay} but train.optimizer is {optimizer}: only adamw decays weights"
+            yield "weight_decay", text
+
+
+class SamplingConfig(Section):
     """How the next token is chosen."""
 
-    max_tokens: int = _value("tokens written after the prompt", low=1, high=100_000)
-    temperature: float = _value("0: greedy", low=0, high=100)
-    top_k: int = _value("keep the k most probable tokens; 0: all", low=0, high=10_000_000)
-    top_p: float = _value("keep the most probable tokens up to this mass; 1: all", low=0, high=1)
-    min_p: float = _value("keep tokens of this share of the top one's; 0: all", low=0, high=1)
-    repetition_penalty: float = _value("divides the logits of tokens seen; 1: off", low=1, high=100)
-    allow_unknown: bool = _value("whether [UNK] may be written")
-    seed: int = _value("the same seed writes the same text", low=0, high=2**63 - 1)
+    max_tokens: int = Field(ge=1, le=100_000)
+    """Tokens written after a prompt."""
+    temperature: float = Field(default=1.0, ge=0, le=100)
+    """Divides the logits; 0: the most probable token."""
+    top_k: int = Field(default=0, ge=0, le=10_000_000)
+    """Keep the k most probable tokens; 0: all."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Keep the most probable tokens up to this total probability; 1: all."""
+    min_p: Share = 0.0
+    """Keep tokens with at least this share of the top token's probability; 0: all."""
+    repetition_penalty: float = Field(default=1.0, ge=1, le=100)
+    """Divides the logits of tokens that occurred before; 1: off."""
+    allow_unknown: bool = False
+    """Whether [UNK] may be written."""
+    seed: int = Field(default=1, ge=0, le=2**63 - 1)
+    """Equal seeds write equal texts."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is always chosen."""
+        return self.temperature == 0 or self.top_k == 1
 
 
-@dataclass
 class PreviewConfig(SamplingConfig):
-    """The texts written after each epoch."""
+    """The texts that are logged after each epoch. They change no weights."""
 
-    prompts: list[str] = _value("one text for each")
-
-
-@dataclass
-class TrainConfig:
-    """How the model is trained."""
-
-    epochs: int = _value("passes over the training sequences", low=1, high=100_000)
-    batch_size: int = _value("sequences in a step", low=1, high=1_000_000)
-    loss: str = _value(
-        "tokens: mean over real tokens; padded: the published mean, padding included",
-        choices=("tokens", "padded"),
-    )
-    optimizer: str = _value("Keras optimizer", choices=("adam", "adamw"))
-    learning_rate: float = _value("peak learning rate", low=1e-12, high=1_000)
-    warmup_steps: int = _value("steps of linear warm-up; 0: none", low=0, high=1_000_000_000)
-    decay: str = _value("after the warm-up, to the last step", choices=("constant", "cosine"))
-    weight_decay: float = _value("decoupled weight decay (adamw); 0: none", low=0, high=1)
-    clip_norm: float = _value("global gradient norm; 0: not clipped", low=0, high=1_000_000)
-    early_stopping: int = _value(
-        "epochs without a better val_loss; 0: never stop", low=0, high=10_000
-    )
-    keep: str = _value("the weights in the model directory", choices=("best", "last"))
-    checkpoint_steps: int = _value("steps from a checkpoint to the next", low=1, high=1_000_000_000)
-    resume: bool = _value("whether an interrupted run goes on from its last checkpoint")
-    jit_compile: bool = _value("XLA (slower on a CPU with the TensorFlow backend)")
-    seed: int = _value("weights, dropout and shuffling", low=0, high=2**31 - 1)
-    preview: PreviewConfig = field(default_factory=PreviewConfig)
+    prompts: list[Text] = Field(min_length=1)
+    """A text is written for each."""
 
 
-@dataclass
+class CheckpointingConfig(Section):
+    """How an interrupted training goes on. This changes no weights."""
+
+    steps: Count = 200
+    """Steps from one checkpoint to the next."""
+    resume: bool = True
+    """Whether to go on from the last checkpoint."""
+
+
+class LoggingConfig(Section):
+    """What is logged within an epoch. This changes no weights."""
+
+    steps: Count = 50
+    """Steps from one point of the training loss and the learning rate to the next."""
+
+
+class EvaluateConfig(SamplingConfig):
+    """The texts that are sampled and counted, and the baseline."""
+
+    prompts: list[Text] = Field(min_length=1)
+    """Texts to continue, in turn, until there are enough reviews."""
+    reviews: int = Field(ge=2, le=100_000)
+    """Reviews to write and count."""
+    ngram_order: int = Field(ge=1, le=10)
+    """Words in an n-gram of the baseline."""
+
+
 class SampleConfig(SamplingConfig):
     """The reviews that the sample stage writes."""
 
-    prompts: list[str] = _value("texts to go on from")
-    reviews_per_prompt: int = _value("reviews for each prompt", low=1, high=10_000)
+    prompts: list[Text] = Field(min_length=1)
+    """Texts to continue."""
+    reviews_per_prompt: int = Field(default=1, ge=1, le=10_000)
+    """Reviews written for each prompt."""
 
 
-@dataclass
-class EvaluateConfig(SamplingConfig):
-    """What the model is compared with, and the reviews that are counted."""
+class GateConfig(Section):
+    """Which model is registered, and which one replaces the champion."""
 
-    prompts: list[str] = _value("texts to go on from, in turn")
-    reviews: int = _value("reviews to write and count", low=2, high=100_000)
-    ngram_order: int = _value("words of the n-gram model's n-grams", low=1, high=10)
-
-
-@dataclass
-class GateConfig:
-    """Which model is registered, and which of them takes the champion's place."""
-
-    max_perplexity: float = _value("largest held-out perplexity; 0: off", low=0, high=1e12)
-    max_copied_run: float = _value(
-        "most words that all but 5% of the sampled reviews copy in a row; 0: off",
-        low=0,
-        high=100_000,
-    )
-    max_unk_share: float = _value("largest share of [UNK] among the targets; 0: off", low=0, high=1)
-    min_improvement: float = _value(
-        "bits per byte by which it must be better than the champion; 0: any", low=0, high=8
-    )
+    max_perplexity: float = Field(default=0.0, ge=0, le=1e12)
+    """Largest held-out perplexity; 0: any."""
+    max_copied_run: float = Field(default=0.0, ge=0, le=100_000)
+    """Most words in a row that all but 5% of the sampled reviews copy; 0: any."""
+    max_unk_share: Share = 0.0
+    """Largest share of [UNK] among the held-out targets; 0: any."""
+    min_improvement: float = Field(default=0.0, ge=0, le=8)
+    """Bits per byte by which a model must be better than the champion; 0: any."""
 
 
-@dataclass
-class RequestConfig:
+class RequestConfig(Section):
     """What one request may ask of the registered model, whose server can't stop a prediction."""
 
-    max_prompts: int = _value("prompts", low=1, high=1_000_000)
-    max_prompt_bytes: int = _value("bytes of all prompts, as UTF-8", low=1, high=100_000_000)
-    # 8: what the example asks for, as which MLflow tries the model out.
-    max_tokens: int = _value("tokens written after a prompt", low=8, high=100_000)
-    max_total_tokens: int = _value("tokens written after all prompts", low=8, high=100_000_000)
+    max_prompts: int = Field(ge=1, le=1_000_000)
+    """Most prompts."""
+    max_prompt_bytes: int = Field(ge=1, le=10**8)
+    """Most bytes of all prompts, as UTF-8."""
+    # MLflow tries a model out with the input example, which asks for 8 tokens.
+    max_tokens: int = Field(ge=8, le=100_000)
+    """Most tokens written after a prompt."""
+    max_total_tokens: int = Field(ge=8, le=10**8)
+    """Most tokens written after all prompts together."""
 
 
-@dataclass
-class TrackingConfig:
-    """Where the model goes in the MLflow registry, and what may be asked of it there."""
+class TrackingConfig(Section):
+    """The model's place in the MLflow registry, and what may be asked of it there."""
 
-    model_name: str = _value("name of the registered model")
-    alias: str = _value("alias that the new version takes; the gate gives @champion")
-    request: RequestConfig = field(default_factory=RequestConfig)
+    model_name: Name
+    """Name of the registered model."""
+    alias: Alias
+    """Alias that a new version takes."""
+    request: RequestConfig
 
 
-@dataclass
-class Config:
-    """Every section; a stage reads only its own."""
+class Config(Section):
+    """All sections; a stage reads only its own."""
 
-    corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
-    sequences: SequencesConfig = field(default_factory=SequencesConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    sample: SampleConfig = field(default_factory=SampleConfig)
-    gate: GateConfig = field(default_factory=GateConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    corpus: CorpusConfig
+    vocabulary: VocabularyConfig
+    sequences: SequencesConfig
+    model: ModelConfig
+    train: TrainConfig
+    preview: PreviewConfig
+    checkpointing: CheckpointingConfig = CheckpointingConfig()
+    logging: LoggingConfig = LoggingConfig()
+    evaluate: EvaluateConfig
+    sample: SampleConfig
+    gate: GateConfig = GateConfig()
+    tracking: TrackingConfig
+
+    @cross_check
+    def _context_fits_the_sequences(self) -> Iterator[tuple[str, str]]:
+        context, length = self.model.context_length, self.sequences.length
+        if context != length:
+            yield (
+                "model.context_length",
+                f"is {context} but sequences.length is {length}: set both the same (the model "
+                "trains on whole sequences, and never on positions past their end)",
+            )
+
+    @cross_check
+    def _head_holds_the_vocabulary(self) -> Iterator[tuple[str, str]]:
+        rows, entries = self.model.vocabulary_size, self.vocabulary.max_tokens
+        if 0 < rows < entries:
+            yield (
+                "model.vocabulary_size",
+                f"is {rows}, below vocabulary.max_tokens, {entries}: raise it, or set 0 to take "
+                "the vocabulary's own size",
+            )
+
+    @cross_check
+    def _held_out_reviews_decide(self) -> Iterator[tuple[str, str]]:
+        patience, keep = self.train.early_stopping, self.train.keep
+        if not self.sequences.validation_fraction and (patience or keep == "best"):
+            yield (
+                "train.early_stopping",
+                f"is {patience} and train.keep is {keep}, but sequences.validation_fraction is 0: "
+                "no reviews are held out to decide by; set it above 0, or set early_stopping to 0 "
+                "and keep to last",
+            )
+
+    @cross_check
+    def _top_k_is_within_the_vocabulary(self) -> Iterator[tuple[str, str]]:
+        most = self.vocabulary.max_tokens
+        for name in ("preview", "evaluate", "sample"):
+            top_k = getattr(getattr(self, name, None), "top_k", 0)
+            if top_k > most:
+                yield f"{name}.top_k", f"is {top_k}, above vocabulary.max_tokens, {most}"
 
 
 def compose(conf: Path = CONF, params: Path = PARAMS) -> Config:
@@ -224,250 +373,291 @@ def compose(conf: Path = CONF, params: Path = PARAMS) -> Config:
     Hydra's Compose API: https://hydra.cc/docs/advanced/compose_api/.
 
     Args:
-        conf: folder of config groups; its config.yaml names the default choices.
+        conf: The folder of config groups; its config.yaml names the default choices.
         params: `groups:` picks one file per group; every other key is laid over the composed
-            value.  null leaves things as composed.
-
-    Returns:
-        The validated configuration.
+            value. null leaves things as composed.
 
     Raises:
-        InputError: an unknown group, choice or key, a wrong type, a value out of range, or values
-            that contradict each other.
+        InputError: An unknown group, choice or key, a wrong type, a value out of range, or values
+            that contradict each other; the message lists all of them.
     """
-    overrides = _without_nulls(_read(params))
-    groups = overrides.pop("groups", {})
-    if not isinstance(groups, dict):
-        raise InputError(f"groups in {params} is {groups!r}: expected a choice for each group")
-    composed = _hydra(conf, groups)
-    merged = _merge(OmegaConf.structured(Config), composed, f"{conf}/")
-    merged = _merge(merged, OmegaConf.create(overrides), str(params))
-    return _check(merged)
+    given = _without_nulls(_read(params))
+    if not conf.is_dir():
+        raise InputError(f"{conf}/ is missing; run `dvc repro` in the project's folder")
+    problems: list[str] = []
+    picked = _picked(conf, given.pop("groups", {}), params, problems)
+    return _checked([(f"{conf}/", _hydra(conf, picked)), (str(params), given)], problems)
 
 
-def load(path: Path = RESOLVED) -> Config:
+def load(path: Path = paths.RESOLVED) -> Config:
     """Reads a resolved configuration.
 
     Raises:
-        InputError: the file is missing or is not a valid configuration.
+        InputError: The file is missing or is not a valid configuration.
     """
-    return _check(_merge(OmegaConf.structured(Config), OmegaConf.create(_read(path)), str(path)))
+    return _checked([(str(path), _read(path))], [])
 
 
-def save(config: Config, path: Path = RESOLVED) -> None:
-    """Writes a resolved configuration as YAML, beside its place and then renamed."""
+def save(config: Config, path: Path = paths.RESOLVED) -> None:
+    """Writes a resolved configuration as YAML, in the order of the fields."""
     head = "# Written by the compose stage from conf/ and params.yaml; edit those, not this file.\n"
-    with files.replacing(path) as beside:
-        beside.write_text(head + OmegaConf.to_yaml(OmegaConf.structured(config)))
+    plain = config.model_dump(mode="json")
+    text = yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    files.write_text(path, head + text)
 
 
-def as_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain dictionaries, lists and scalars."""
-    plain = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that the reader would take for a number, or would break at a rare newline."""
+
+
+def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    rare = re.search(r"[\x85\u2028\u2029]|^[-+.\d_eE]+$", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare else None)
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        read = OmegaConf.load(path)
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} is missing; run `dvc repro` in the project's folder") from None
-    except Exception as error:  # PyYAML and OmegaConf raise many kinds for a malformed file
-        raise InputError(f"{path} can't be read as YAML: {error}") from None
+    with _malformed(f"{path} can't be read as YAML"):
+        read = OmegaConf.load(io.StringIO(raw.decode("utf-8")))
     if not isinstance(read, DictConfig):
         raise InputError(f"{path} must hold keys and values, not a list")
-    return {str(key): value for key, value in OmegaConf.to_container(read).items()}  # type: ignore[union-attr]
+    return _plain(read)
+
+
+@contextlib.contextmanager
+def _malformed(problem: str, *more: type[Exception]) -> Iterator[None]:
+    """Turns what PyYAML and OmegaConf raise for a bad file, and more, into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None:  # OmegaConf's own, for a file that holds one value, has none
+            raise
+        raise InputError(f"{problem}: {error}") from None
+    except (
+        *more,
+        yaml.YAMLError,
+        OmegaConfBaseException,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise InputError(f"{problem}: {error}") from None
+
+
+def _plain(tree: DictConfig) -> dict[str, Any]:
+    """Returns a configuration as plain containers, with its interpolations as they stand."""
+    plain: Any = OmegaConf.to_container(tree)
+    return plain
 
 
 def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
-    pruned = {k: _without_nulls(v) if isinstance(v, dict) else v for k, v in tree.items()}
-    return {k: v for k, v in pruned.items() if v is not None and v != {}}
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value is not None
+    }
 
 
-def _hydra(conf: Path, groups: dict[str, Any]) -> DictConfig:
+def _picked(conf: Path, groups: Any, params: Path, problems: list[str]) -> list[str]:
+    """Returns Hydra's overrides for the choices; adds what is wrong to the problems."""
+    if not isinstance(groups, dict):
+        problems.append(f"groups in {params} is {shown(groups)}: allowed is a choice per group")
+        return []
+    known = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
+    picked = []
+    for group, choice in groups.items():
+        name = f"{named(('groups', str(group)))} in {params}"
+        if group not in known:
+            problems.append(f"unknown group {name}: {validation.one_of(group, known)}")
+            continue
+        choices = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+        if choice in choices:
+            picked.append(f"{'+' if group == 'experiment' else ''}{group}={choice}")
+        else:
+            problems.append(f"{name} is {shown(choice)}: {validation.one_of(choice, choices)}")
+    return picked
+
+
+def _hydra(conf: Path, picked: list[str]) -> dict[str, Any]:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.errors import HydraException
-    from yaml import YAMLError
 
-    known = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
-    for group, choice in groups.items():
-        if group not in known:
-            raise InputError(f"unknown group groups.{group}; {_allowed(str(group), known)}")
-        choices = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        if choice not in choices:
-            raise InputError(
-                f"groups.{group} is {choice!r}, but {conf / group}/ has no such file; "
-                f"{_allowed(str(choice), choices)}"
-            )
-    picked = [f"+{g}={c}" if g == "experiment" else f"{g}={c}" for g, c in groups.items()]
-    try:
-        with initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"):
-            return hydra_compose(config_name="config", overrides=picked)
-    except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise InputError(f"{conf}/ can't be composed: {error}") from None
-
-
-def _merge(base: Any, over: DictConfig, source: str) -> Any:
-    plain = OmegaConf.to_container(over)
-    for key, value, expected in _misshapen(Config, plain, ""):
-        raise InputError(f"{key} in {source} is {value!r}: expected {expected}")
-    for key, text in _texts(plain, ""):
-        # A resolver such as oc.env would copy secrets into resolved.yaml, which is committed.
-        if "${" in _REFERENCE.sub("", text):
-            raise InputError(
-                f"{key} in {source} is {text!r}: of `${{...}}` only the key of another value is "
-                "allowed, such as ${sequences.length}"
-            )
-        if re.search("[\0\ud800-\udfff]", text):
-            raise InputError(f"{key} in {source} is {text!r}: it holds a NUL or half a character")
-    try:
-        return OmegaConf.merge(base, over)
-    except ConfigKeyError as error:
-        *parents, key = str(error.full_key).split(".")
-        node = OmegaConf.select(base, ".".join(parents)) if parents else base
-        raise InputError(
-            f"unknown key {error.full_key} in {source}; {_allowed(key, sorted(map(str, node)))}"
-        ) from None
-    except OmegaConfBaseException as error:
-        raise InputError(f"{error.full_key} in {source}: {str(error).splitlines()[0]}") from None
-
-
-def _misshapen(section: Any, over: Any, prefix: str) -> Iterator[tuple[str, Any, str]]:
-    """Values that OmegaConf refuses without naming their key, or takes for "as it was" (???)."""
-    for item in fields(section):
-        name, value = prefix + item.name, over.get(item.name)
-        if value is None or (isinstance(value, str) and "${" in value):
-            continue
-        if value == "???":
-            yield name, value, "a value"
-        elif is_dataclass(item.type) and isinstance(value, dict):
-            yield from _misshapen(item.type, value, f"{name}.")
-        elif is_dataclass(item.type):
-            yield name, value, "keys and values"
-        elif item.type == list[str] and (
-            not isinstance(value, list) or any(isinstance(entry, list | dict) for entry in value)
-        ):
-            yield name, value, "a list of texts"
-
-
-def _texts(tree: Any, key: str) -> Iterator[tuple[str, str]]:
-    """The texts of a configuration, each with its key."""
-    if isinstance(tree, str):
-        yield key, tree
-    elif isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _texts(value, f"{key}.{name}".removeprefix("."))
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _texts(value, key)
-
-
-def _allowed(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"allowed are {', '.join(known)}{hint}"
-
-
-def _check(merged: Any) -> Config:
-    try:
-        resolved = OmegaConf.to_container(merged, resolve=True)
-        config = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{error.full_key}: {reason}; set it in conf/ or params.yaml") from None
-    assert isinstance(config, Config)
-    for key, value, expected in _misshapen(Config, resolved, ""):  # by what ${...} stood for
-        raise InputError(f"{key} is {value!r}: expected {expected}; set it in conf/ or params.yaml")
-    problems = [*_ranges(config, ""), *_contradictions(config)]
-    if problems:
-        raise InputError("; ".join(problems))
-    return config
-
-
-def _ranges(section: Any, prefix: str) -> Iterator[str]:
-    for item in fields(section):
-        value, name, meta = getattr(section, item.name), prefix + item.name, item.metadata
-        if not meta:
-            yield from _ranges(value, f"{name}.")
-        elif meta["choices"]:
-            if value not in meta["choices"]:
-                yield f"{name} is {value!r}: {_allowed(value, list(meta['choices']))}"
-        elif meta["low"] is not None:
-            if not meta["low"] <= value <= meta["high"]:  # NaN fails too
-                yield f"{name} is {value}: allowed is {meta['low']} to {meta['high']}"
-        elif isinstance(value, str | list):
-            if not meta["empty"] and not value:
-                yield f"{name} is empty: expected {meta['doc']}"
-            if isinstance(value, list) and not all(entry.strip() for entry in value):
-                yield f"{name} holds an empty entry: expected {meta['doc']}"
-
-
-def _contradictions(c: Config) -> Iterator[str]:
-    if c.corpus.format == "archive":
-        if not re.fullmatch(r"[0-9a-f]{64}", c.corpus.sha256):
-            yield f"corpus.sha256 is {c.corpus.sha256!r}: an archive needs 64 hexadecimal digits"
-        if not c.corpus.folders:
-            yield "corpus.folders is empty: name the folders of the archive that hold reviews"
-        for folder in c.corpus.folders:
-            if folder.startswith("/") or ".." in folder.split("/"):
-                yield f"corpus.folders has {folder!r}: no folder of an archive lies outside of it"
-    if re.match(r"\w+://[^/]*@", c.corpus.url):
-        yield (
-            "corpus.url holds a name or a password, and resolved.yaml with it is committed: put "
-            "them into ~/.netrc"
-        )
-    if c.model.num_heads and c.model.embed_dim % c.model.num_heads:  # 0 is out of range
-        yield (
-            f"model.embed_dim is {c.model.embed_dim}, not divisible by model.num_heads, "
-            f"{c.model.num_heads}"
-        )
-    if c.model.context_length != c.sequences.length:
-        yield (
-            f"model.context_length is {c.model.context_length} but sequences.length is "
-            f"{c.sequences.length}: set both the same (the model trains on whole sequences, and "
-            "positions past their end would never be trained)"
-        )
-    if 0 < c.model.vocabulary_size < c.vocabulary.max_tokens:
-        yield (
-            f"model.vocabulary_size is {c.model.vocabulary_size}, below vocabulary.max_tokens, "
-            f"{c.vocabulary.max_tokens}: raise it, or 0 to take the vocabulary's own size"
-        )
-    if not c.sequences.validation_fraction and (c.train.early_stopping or c.train.keep == "best"):
-        yield (
-            f"train.early_stopping is {c.train.early_stopping} and train.keep is {c.train.keep}, "
-            "but sequences.validation_fraction is 0: nothing is held out to tell; set it above 0, "
-            "or early_stopping to 0 and keep to last"
-        )
-    if c.train.weight_decay and c.train.optimizer != "adamw":
-        yield (
-            f"train.weight_decay is {c.train.weight_decay} but train.optimizer is "
-            f"{c.train.optimizer}: only adamw decays weights"
-        )
-    if not _NAME.fullmatch(c.tracking.model_name):
-        yield (
-            f"tracking.model_name is {c.tracking.model_name!r}: allowed are up to 200 letters, "
-            "digits, spaces and any of `_.-`, a letter or a digit first"
-        )
-    if re.fullmatch(r"latest|v\d+", c.tracking.alias, re.IGNORECASE):
-        yield f"tracking.alias is {c.tracking.alias!r}: MLflow reserves it, choose another"
-    elif not re.fullmatch(r"[A-Za-z0-9_-]{1,200}", c.tracking.alias):
-        yield (
-            f"tracking.alias is {c.tracking.alias!r}: allowed are up to 200 letters, digits and "
-            "any of `_-`"
-        )
-    if c.tracking.alias == "champion":
-        yield "tracking.alias is 'champion': the gate gives that one, choose another"
-    for name, sampling in (
-        ("sample", c.sample),
-        ("evaluate", c.evaluate),
-        ("train.preview", c.train.preview),
+    with (
+        _malformed(f"{conf}/ can't be composed", HydraException),
+        initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"),
     ):
-        if sampling.top_p == 0:
-            yield f"{name}.top_p is 0: allowed is above 0, to 1 (1: off)"
-        if sampling.top_k > c.vocabulary.max_tokens:
-            yield (
-                f"{name}.top_k is {sampling.top_k}, above vocabulary.max_tokens, "
-                f"{c.vocabulary.max_tokens}"
-            )
+        return _plain(hydra_compose(config_name="config", overrides=picked))
+
+
+def _checked(layers: _Layers, problems: list[str]) -> Config:
+    """Lays the layers over the defaults and validates the result.
+
+    Args:
+        layers: The later ones win.
+        problems: What is wrong with the choice of the layers. If something is, contradictions
+            are not reported: the right choice may resolve them.
+    """
+    tree = _defaults(Config)
+    for _, values in layers:
+        tree = _laid_over(tree, values)
+    unresolved: dict[Loc, str] = {}
+    found = []
+    try:
+        config = Config.model_validate(_resolved(tree, tree, (), unresolved))
+        if not problems and not unresolved:
+            return config
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+
+    def told() -> Iterator[str]:
+        yield from problems
+        for loc, text in unresolved.items():
+            yield f"{named(loc)} in {_source(loc, layers)} {text}"
+        for each in found:
+            loc, kind = each["loc"], each["type"]
+            if any(loc[: len(known)] == known for known in unresolved):
+                continue
+            if not problems or kind != validation.CONTRADICTION:
+                missing = kind == "missing"
+                source = _source(loc[:-1], layers[:1]) if missing else _source(loc, layers)
+                yield validation.describe(Config, each, source=source)
+
+    raise validation.refusal(told())
+
+
+def _defaults(section: type[Section]) -> dict[str, Any]:
+    return {
+        name: _defaults(field.annotation) if is_section(field.annotation) else field.get_default()
+        for name, field in section.model_fields.items()
+        if is_section(field.annotation) or not field.is_required()
+    }
+
+
+def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = base.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _laid_over(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _resolved(
+    value: Any, tree: dict[str, Any], loc: Loc, problems: dict[Loc, str], via: Loc = ()
+) -> Any:
+    """Returns a value with each ${section.key} replaced by what stands there.
+
+    OmegaConf's own resolvers are not used: one such as oc.env would copy secrets into
+    resolved.yaml, which is committed.
+
+    Args:
+        value: A part of the tree.
+        tree: All sections.
+        loc: The place of the value.
+        problems: Takes what can't be resolved, by its place.
+        via: The keys that led here.
+    """
+
+    def inner(key: int | str, value: Any) -> Any:
+        return _resolved(value, tree, loc if via else (*loc, key), problems, via)
+
+    if isinstance(value, dict):
+        return {key: inner(key, each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [inner(at, each) for at, each in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def referred(match: re.Match[str]) -> Any:
+        found: Any = tree
+        for part in match[1].split("."):
+            found = found.get(part) if isinstance(found, dict) else None
+        if found is None:
+            problems[loc] = f"is {shown(value)}: {match[1]} has no value"
+        elif match[1] in via or len(via) == 10:
+            problems[loc] = f"is {shown(value)}: {match[1]} leads back to itself"
+        else:
+            return _resolved(found, tree, loc, problems, (*via, match[1]))
+        return match[0]
+
+    if value == "???":
+        problems[loc] = "is '???': allowed is a value"
+    elif "${" in _REFERENCE.sub("", value):
+        problems[loc] = (
+            f"is {shown(value)}: of `${{...}}` only the key of another value is allowed, such as "
+            "${sequences.length}"
+        )
+    elif whole := _REFERENCE.fullmatch(value):
+        return referred(whole)
+    else:
+        return _REFERENCE.sub(lambda match: str(referred(match)), value)
+    return value
+
+
+def _source(loc: Loc, layers: _Layers) -> str:
+    """Returns the name of the last layer that holds a value, or nothing where none does."""
+    for source, found in reversed(layers):
+        for part in loc:
+            if not isinstance(found, dict):  # the value is part of a list or of a reference
+                return source
+            if part not in found:
+                break
+            found = found[part]
+        else:
+            return source
+    return ""
+
+
+def documentation() -> str:
+    """Returns docs/configuration.md: what each key takes, its default and its meaning."""
+    parts = [_INTRODUCTION]
+    for name, field in Config.model_fields.items():
+        assert is_section(field.annotation)
+        rows = [*_rows(name, field.annotation, f"set in `conf/{name}/`")]
+        head = ["| key | allowed | default | meaning |", "| --- | --- | --- | --- |"]
+        parts.append(
+            "\n".join([f"## {name}", "", field.annotation.__doc__ or "", "", *head, *rows])
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+def _rows(prefix: str, section: type[Section], chosen: str) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        if is_section(field.annotation):
+            yield from _rows(f"{prefix}.{name}", field.annotation, chosen)
+        else:
+            default = chosen if field.is_required() else f"`{json.dumps(field.default)}`"
+            told = validation.allowed(field.annotation, field.metadata)
+            yield f"| `{prefix}.{name}` | {told} | {default} | {field.description} |"
+
+
+_INTRODUCTION = """\
+# Configuration
+
+This page is generated from [config.py](../src/minigpt/config.py) by
+`python -m minigpt.config > docs/configuration.md`.
+
+The stage `compose` puts the configuration together and writes it to `resolved.yaml`:
+
+1. A key starts with its default in the tables below.
+2. A file of `conf/<group>/` states what differs. `conf/config.yaml` names the file of each group,
+   `groups:` in `params.yaml` picks another, and `groups.experiment` picks a set of differences.
+3. Every other key of `params.yaml` is laid over that; null leaves it as composed.
+
+Types are strict: `"3"` is no number, and `1` is not true. A value may be the value of another key,
+such as `${sequences.length}`; nothing else is interpolated. A value that switches something off
+is 0. All problems are reported at once, and no stage runs before they are solved."""
+
+
+if __name__ == "__main__":
+    sys.stdout.write(documentation())

@@ -1,20 +1,21 @@
-"""What is written is whole or not there, on a disk that fills up too."""
+"""Files and folders are complete or absent, on a disk that fills up too."""
 
 import contextlib
 import errno
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.config import ModelConfig, SequencesConfig
 from minigpt.data import corpus, sequences
-from minigpt.data.tokenizer import Vocabulary
-from minigpt.model import directory, network
+from minigpt.data.tokenizer import Tokenizer
+from minigpt.model import directory
+from minigpt.model.network import MiniGPT
 from minigpt.training.checkpoints import Checkpoints
 
 
@@ -89,17 +90,16 @@ def test_a_full_disk_is_told_by_name(tmp_path: Path, error: Exception, full: boo
 
 # A disk that is full indeed.
 
-WORDS = Vocabulary(("", "[UNK]", *(f"word{number:06}" for number in range(40_000))))
-REVIEWS = [f"{'a film ' * 200}{number}" for number in range(400)]
+WORDS = Tokenizer(("", "[UNK]", *(f"word{number:06}" for number in range(40_000))), "spaced")
 
 
 def write_sequences(path: Path) -> None:
     ids = np.random.default_rng(0).integers(2, 9, 300_000).astype("int32")
-    offsets = np.array([0, len(ids)])
-    kwargs: dict[str, Any] = {"length": 80, "policy": "windows", "shards": 2}
-    kwargs |= {"validation_fraction": 0, "vocabulary_sha256": "a" * 64, "vocabulary_size": 9}
-    reviews = sequences.Encoded(corpus.pa.array(["a"]), ids, offsets, np.array([False]))
-    sequences.write(path, [reviews], **kwargs)
+    config = SequencesConfig(policy="windows", length=80, validation_fraction=0.0, shards=2)
+    reviews = sequences.Encoded(
+        corpus.pa.array(["a"]), ids, np.array([0, len(ids)]), np.array([False])
+    )
+    sequences.write(path, [reviews], config=config, tokenizer=Tokenizer(("", "[UNK]"), "spaced"))
 
 
 def write_reviews(path: Path) -> None:
@@ -110,8 +110,21 @@ def write_reviews(path: Path) -> None:
     corpus.write_reviews([corpus.pa.record_batch(rows, schema=corpus.SCHEMA)], path)
 
 
-def network() -> network.MiniGPT:
-    return network.MiniGPT(5000, 8, 16, 1, 2, 8, 16, 0.1, False)
+def network() -> MiniGPT:
+    return MiniGPT(
+        ModelConfig(
+            vocabulary_size=40_002,
+            context_length=8,
+            embed_dim=4,
+            num_blocks=1,
+            num_heads=2,
+            key_dim=8,
+            feed_forward_dim=16,
+            dropout=0.1,
+            tied_embeddings=False,
+            dtype_policy="float32",
+        )
+    )
 
 
 def write_checkpoint(path: Path) -> None:
@@ -125,7 +138,7 @@ def write_checkpoint(path: Path) -> None:
 
 WRITERS: dict[str, Callable[[Path], None]] = {
     "samples.txt": lambda path: files.write_text(path, "a film " * 100_000),
-    "vocabulary.txt": WORDS.save,
+    "tokenizer": WORDS.save,
     "reviews.parquet": write_reviews,
     "sequences": write_sequences,
     "model": lambda path: directory.save(path, network(), WORDS, {}),

@@ -1,3 +1,6 @@
+"""The table of reviews and its split."""
+
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +22,19 @@ TABLE = pa.Table.from_pylist(
     corpus.SCHEMA,
 )
 
-# --- write_reviews, read_reviews --------------------------------------------------------------
-
 
 def test_same_reviews_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("new/a", "b"):
         written = corpus.write_reviews(TABLE.to_batches(), tmp_path / f"{name}.parquet")
         assert written == len(TABLE)
     assert (tmp_path / "new/a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
-    assert corpus.read_reviews(tmp_path / "b.parquet").equals(TABLE)
+    assert corpus.read_reviews(tmp_path / "b.parquet", corpus.SCHEMA.names).equals(TABLE)
     assert corpus.read_reviews(tmp_path / "b.parquet", ["text", "id"]).equals(
         TABLE.select(["text", "id"])
     )
-    assert not list(tmp_path.rglob("*.part"))
 
 
-def test_reviews_come_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reviews_are_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corpus.write_reviews(TABLE.to_batches(), tmp_path / "a.parquet")
     monkeypatch.setattr(corpus, "REVIEWS_AT_ONCE", 2)
     batches = list(corpus.read_batches(tmp_path / "a.parquet", ["text", "id"]))
@@ -42,29 +42,33 @@ def test_reviews_come_in_batches_too(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert pa.Table.from_batches(batches).equals(TABLE.select(["text", "id"]))
 
 
-def test_damaged_reviews_say_what_makes_them_anew(tmp_path: Path) -> None:
+def test_damaged_reviews_name_the_stage_that_makes_them(tmp_path: Path) -> None:
     path = tmp_path / "reviews.parquet"
-    message = rf"{path} is missing or damaged .*`dvc repro download`"
+    message = rf"{path} is missing or damaged: `dvc repro download`"
     with pytest.raises(InputError, match=message):
-        corpus.read_reviews(path)
+        corpus.read_reviews(path, ["id"])
     corpus.write_reviews(TABLE.to_batches(), path)
     whole = path.read_bytes()
     flipped = whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]
     for data in (b"", b"not Parquet", whole[:-1], whole[: len(whole) // 2], flipped):
         path.write_bytes(data)
         with pytest.raises(InputError, match=message):
-            corpus.read_reviews(path)
+            corpus.read_reviews(path, ["id", "text"])
         with pytest.raises(InputError, match=message):
             list(corpus.read_batches(path, ["id", "text"]))
     pq.write_table(TABLE.drop_columns("text"), path)
-    for columns in (None, ["text"]):
-        with pytest.raises(InputError, match=message):
-            corpus.read_reviews(path, columns)
+    with pytest.raises(InputError, match=message):
+        corpus.read_reviews(path, ["text"])
     with pytest.raises(InputError, match=message):
         list(corpus.read_batches(path, ["text"]))
 
 
-# --- is_validation ----------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EIO, "Input/output error"), pa.ArrowMemoryError("malloc of size 9")]
+)
+def test_the_content_is_not_blamed_for_a_failing_disk_or_memory(error: Exception) -> None:
+    with pytest.raises(type(error)), corpus.as_input_error("damaged", OSError, pa.ArrowException):
+        raise error
 
 
 @settings(deadline=None, derandomize=True, max_examples=50)

@@ -1,4 +1,7 @@
+"""Downloads: resumed, verified, and given up with one error."""
+
 import contextlib
+import errno
 import gzip
 import hashlib
 import socket
@@ -20,7 +23,7 @@ Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Server:
-    """A loopback host that gives the next of `answers` (the last one for ever)."""
+    """A loopback host that gives the next of `answers`, and keeps giving the last one."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -87,7 +90,7 @@ def fetch(url: str, directory: Path, sha256: str = SHA256, attempts: int = 3) ->
 def test_download_is_verified_kept_and_not_asked_for_again(server: Server, tmp_path: Path) -> None:
     server.answers = [reply()]
     heard: list[tuple[int, int | None]] = []
-    path = download.fetch(server.url, SHA256.upper(), tmp_path / "new", lambda *a: heard.append(a))
+    path = download.fetch(server.url, SHA256, tmp_path / "new", lambda *a: heard.append(a))
     assert path == tmp_path / "new" / f"{SHA256}.tar.gz"
     assert path.read_bytes() == BODY
     assert heard == sorted(heard) and heard[-1] == (len(BODY), len(BODY))
@@ -96,7 +99,7 @@ def test_download_is_verified_kept_and_not_asked_for_again(server: Server, tmp_p
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_kept_download_that_was_altered_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+def test_kept_download_that_was_altered_is_fetched_again(server: Server, tmp_path: Path) -> None:
     server.answers = [reply()]
     path = fetch(server.url, tmp_path)
     path.write_bytes(b"altered")
@@ -120,9 +123,9 @@ def test_cut_connection_is_resumed(server: Server, tmp_path: Path) -> None:
     assert heard == sorted(heard) and {total for _, total in heard} == {len(BODY)}
 
 
-def test_next_call_resumes_what_an_earlier_one_left(server: Server, tmp_path: Path) -> None:
+def test_the_next_call_resumes_an_earlier_download(server: Server, tmp_path: Path) -> None:
     server.answers = [reply(body=BODY[:70_000], length=len(BODY))]
-    with pytest.raises(InputError, match="resumed next time"):
+    with pytest.raises(InputError, match="The next run resumes"):
         fetch(server.url, tmp_path, attempts=1)
     server.answers = [serve_ranges]
     assert fetch(server.url, tmp_path).read_bytes() == BODY
@@ -195,7 +198,7 @@ def test_error_page_with_status_200_fails_the_checksum(server: Server, tmp_path:
         (reply(body=BODY[:-1], length=len(BODY)), "could not be downloaded in 3 attempts"),
         (reply(body=b""), "wrong checksum"),
         (reply(302, b"", Location="/again"), "redirects"),
-        (reply(302, b"", Location="ftp://127.0.0.1/x"), "can't be fetched"),
+        (reply(302, b"", Location="ftp://127.0.0.1/x"), "cannot be fetched"),
     ],
 )
 def test_wrong_bodies_end_in_one_error(
@@ -253,12 +256,22 @@ def test_host_that_announces_more_than_the_disk_has_room_for(
     server: Server, tmp_path: Path
 ) -> None:
     server.answers = [reply(length=10**15)]
-    with pytest.raises(InputError, match=r"announces 1,000,000,000,000,000 bytes .* room for"):
+    with pytest.raises(InputError, match="announces another 1,000,000,000,000,000"):
         fetch(server.url, tmp_path)
     assert len(server.ranges) == 1
 
 
-def test_unreachable_host_names_the_ways_on(tmp_path: Path) -> None:
+def test_a_full_disk_is_named(server: Server, tmp_path: Path) -> None:
+    def fill(done: int, total: int | None) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    server.answers = [reply()]
+    with pytest.raises(InputError, match=rf"no space left on the disk for .*{SHA256}.part"):
+        download.fetch(server.url, SHA256, tmp_path, fill)
+    assert len(server.ranges) == 1
+
+
+def test_unreachable_host_names_the_alternatives(tmp_path: Path) -> None:
     with socket.socket() as taken:  # bound but not listening: connections are refused
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/reviews.tar.gz"
@@ -268,9 +281,7 @@ def test_unreachable_host_names_the_ways_on(tmp_path: Path) -> None:
     assert all(words in str(caught.value) for words in ways)
 
 
-def test_local_archives_are_used_where_they_lie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_local_archives_are_used_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "a b.tar.gz"
     archive.write_bytes(BODY)
     directory = tmp_path / "downloads"
@@ -298,14 +309,13 @@ def test_missing_local_archive_says_what_experiments_see(
 
 
 @pytest.mark.parametrize(
-    ("url", "sha256", "message"),
+    ("url", "message"),
     [
-        ("ftp://host/a.tar.gz", SHA256, "neither http:// nor https://"),
-        ("file://elsewhere/a.tar.gz", SHA256, "file:///absolute/path"),
-        ("http://", SHA256, "can't be fetched"),
-        ("a.tar.gz", "../../etc/x", "64 hexadecimal digits"),
+        ("ftp://host/a.tar.gz", "neither http:// nor https://"),
+        ("file://elsewhere/a.tar.gz", "file:///absolute/path"),
+        ("http://", "cannot be fetched"),
     ],
 )
-def test_unusable_addresses(tmp_path: Path, url: str, sha256: str, message: str) -> None:
+def test_unusable_addresses(tmp_path: Path, url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        fetch(url, tmp_path, sha256)
+        fetch(url, tmp_path)

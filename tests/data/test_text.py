@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from minigpt.data.text import STYLES, detokenise, tokenise
 
-# Pieces that meet the rules' edges: the tag whole, cut and in capitals, white space that only some
-# languages take for such, letters whose lower case lies outside ASCII, and NUL.
+# Edge cases of the rules: the tag whole, cut and in capitals, characters that only some languages
+# take for white space, letters whose lower case is outside ASCII, and NUL.
 PIECES = st.sampled_from(
     [
         *("<br />", "<BR />", "<br /", "<br/>", "[UNK]", "a", "Z", "İ", "É", "…", "7"),
@@ -26,7 +26,7 @@ def tokens_of(text: str, style: str) -> list[str]:
     return tokenise(pa.array([text]), style).to_pylist()[0]
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(TEXTS, max_size=8))
 def test_published_is_the_script_s_standardisation_and_split(texts):
     import tensorflow as tf
@@ -38,7 +38,7 @@ def test_published_is_the_script_s_standardisation_and_split(texts):
     assert tokenise(pa.array(texts, pa.string()), "published").to_pylist() == expected
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=100, derandomize=True)
 @given(TEXTS)
 def test_spaced_puts_each_mark_alone(text):
     expected = text.encode().lower().replace(b"<br />", b" ")
@@ -58,7 +58,7 @@ def test_styles_side_by_side():
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_any_arrow_form_of_the_texts_will_do(style):
+def test_texts_may_have_any_arrow_type(style):
     texts = ["One. Two", "", " <br /> ", "Trois !"]
     expected = [tokens_of(text, style) for text in texts]
     assert expected[1] == expected[2] == []
@@ -89,7 +89,7 @@ def test_unknown_style_is_refused():
         "What?! Yes. So I said... and left. Café! A\\b",
     ],
 )
-def test_detokenise_gives_back_well_written_english(text, style):
+def test_detokenise_restores_well_written_english(text, style):
     assert detokenise(tokens_of(text, style)) == text
 
 
@@ -100,7 +100,7 @@ def test_detokenise_as_the_model_writes():
     assert detokenise([]) == ""
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(deadline=None, max_examples=100, derandomize=True)
 @given(st.lists(PIECES | st.text(max_size=4), max_size=20))
 def test_detokenise_only_adds_spaces_and_capitals(tokens):
     def visible(text: str) -> list[str]:
@@ -109,19 +109,19 @@ def test_detokenise_only_adds_spaces_and_capitals(tokens):
     assert visible(detokenise(tokens)) == visible("".join(tokens))
 
 
-@settings(deadline=None, max_examples=300, derandomize=True)
+@settings(deadline=None, max_examples=100, derandomize=True)
 @given(TEXTS.filter(str.isascii))
 def test_spaced_tokens_survive_display(text):
     tokens = tokens_of(text, "spaced")
     assert tokens_of(detokenise(tokens), "spaced") == tokens
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(deadline=None, max_examples=100, derandomize=True)
 @given(
     st.lists(
         st.sampled_from(["i", "it", "isn", "t", "s", "7", "10", *"\"'.,!?-/()[]$%:;"]), max_size=20
     )
 )
-def test_detokenise_settles(tokens):
+def test_detokenise_is_idempotent(tokens):
     once = detokenise(tokens)
     assert detokenise([once]) == once

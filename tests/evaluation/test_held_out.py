@@ -1,4 +1,4 @@
-"""Held-out figures against sums that are taken token by token."""
+"""Held-out figures against sums over single tokens."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from keras import ops
 
-from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Vocabulary
+from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
 from minigpt.evaluation import baselines, held_out
 from minigpt.evaluation.held_out import HeldOut
 
 LENGTH = 6  # the network's context
-WORDS = Vocabulary((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."))
+WORDS = Tokenizer((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."), "spaced")
 TEXTS = pa.array(
     [
         "The film was good. The film was bad.<br /><br />A good, good film",
@@ -33,12 +33,13 @@ def network(make_network: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def reviews() -> HeldOut:
-    return held_out.held_out(TEXTS, WORDS, "spaced", BYTE_NATS)
+    return held_out.read(TEXTS, WORDS, BYTE_NATS)
 
 
-def one_by_one(call: Any, reviews: HeldOut) -> list[tuple[float, bool, int]]:
+@pytest.fixture(scope="module")
+def expected(network: Any, reviews: HeldOut, compiled: Any) -> list[tuple[float, bool, int]]:
     """Nats, hit and position of each target, from the logits of the tokens before it alone."""
-    found = []
+    call, found = compiled(network.call), []
     for start, stop in zip(reviews.offsets[:-1], reviews.offsets[1:], strict=True):
         for target in range(start + 1, stop):
             position = (target - start - 1) % LENGTH + 1
@@ -52,15 +53,15 @@ def one_by_one(call: Any, reviews: HeldOut) -> list[tuple[float, bool, int]]:
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("batch_size", [1, 3, 128])
+@pytest.mark.parametrize("batch_size", [3, 128])
 def test_every_token_but_a_reviews_first_is_a_target_once(
-    network: Any, reviews: HeldOut, batch_size: int, compiled: Any
+    network: Any, reviews: HeldOut, expected: Any, batch_size: int, monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(held_out, "BATCH_SIZE", batch_size)
     steps = []
     losses, right, positions = held_out.model_losses(
-        network, reviews, batch_size=batch_size, progress=lambda *step: steps.append(step)
+        network, reviews, progress=lambda *step: steps.append(step)
     )
-    expected = one_by_one(compiled(network.call), reviews)
     np.testing.assert_allclose(losses, [row[0] for row in expected], rtol=1e-4, atol=1e-5)
     assert right.tolist() == [row[1] for row in expected]
     assert positions.tolist() == [row[2] for row in expected]
@@ -68,15 +69,11 @@ def test_every_token_but_a_reviews_first_is_a_target_once(
 
 
 @pytest.mark.backend
-def test_a_model_is_measured_as_the_stage_does_it(
-    network: Any, reviews: HeldOut, compiled: Any
-) -> None:
-    measured = held_out.measure(network, WORDS, "spaced", TEXTS, BYTE_NATS, batch_size=2)
-    rows = one_by_one(compiled(network.call), reviews)
-    nats = [row[0] for row in rows]
-    known = [
-        row[0] for row, at in zip(rows, reviews.targets, strict=True) if reviews.ids[at] != UNKNOWN
-    ]
+def test_the_figures_of_a_model(network: Any, reviews: HeldOut, expected: Any) -> None:
+    measured = held_out.measure(network, WORDS, TEXTS, BYTE_NATS)
+    nats = [row[0] for row in expected]
+    targets = reviews.ids[reviews.targets]
+    known = [row[0] for row, word in zip(expected, targets, strict=True) if word != UNKNOWN]
     assert len(nats) - len(known) == 2  # plugh and the comma; each xyzzy is a first token
     assert measured == pytest.approx(
         {
@@ -84,21 +81,19 @@ def test_a_model_is_measured_as_the_stage_does_it(
             "perplexity": math.exp(np.mean(nats)),
             "known_loss": np.mean(known),
             "known_perplexity": math.exp(np.mean(known)),
-            "accuracy": np.mean([row[1] for row in rows]),
+            "accuracy": np.mean([row[1] for row in expected]),
             "unk_share": 2 / len(nats),
             "bits_per_byte": (sum(nats) + reviews.spelled_nats) / math.log(2) / reviews.text_bytes,
         },
         rel=1e-5,
     )
-    losses, right, _ = held_out.model_losses(network, reviews)
-    assert held_out.model_figures(reviews, losses, right) == pytest.approx(measured, rel=1e-6)
 
 
 def test_what_is_spelled() -> None:
     nats = np.zeros(256)
     nats[[ord(" "), ord("x"), ord("q"), ord("a"), ord("b")]] = 1, 10, 100, 1000, 0.5
-    words = Vocabulary((*SPECIAL_TOKENS, "a", "b"))
-    reviews = held_out.held_out(pa.array(["A b x", "q  q B", " b"]), words, "spaced", nats)
+    words = Tokenizer((*SPECIAL_TOKENS, "a", "b"), "spaced")
+    reviews = held_out.read(pa.array(["A b x", "", "q  q B", " b"]), words, nats)
     # The first tokens a, q and b, known or not, and the later x and q; a space after each.
     assert reviews.spelled_nats == 1000 + 100 + 0.5 + 10 + 100 + 5
     assert reviews.ids[reviews.targets].tolist() == [3, UNKNOWN, UNKNOWN, 3]
@@ -117,10 +112,12 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
     # probability of all of them together and then has to spell the one it meant.
     texts = pa.array(["the q", "the x", "the x", "the the"])
     nats = baselines.byte_unigram(texts)
-    large, small = (Vocabulary((*SPECIAL_TOKENS, *words)) for words in (["the", "x", "q"], ["the"]))
+    large, small = (
+        Tokenizer((*SPECIAL_TOKENS, *words), "spaced") for words in (["the", "x", "q"], ["the"])
+    )
     figures = {}
     for words in (large, small):
-        reviews = held_out.held_out(texts, words, "spaced", nats)
+        reviews = held_out.read(texts, words, nats)
         ids = reviews.ids[reviews.targets]
         shares = np.bincount(ids) / len(ids)
         figures[words] = held_out.figures(reviews, -np.log(shares[ids]))
@@ -128,10 +125,9 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
     assert figures[small]["bits_per_byte"] > figures[large]["bits_per_byte"]
 
 
-@pytest.mark.parametrize("style", ["spaced", "published"])
-def test_the_bytes_hang_on_neither_vocabulary_nor_style(style: str, reviews: HeldOut) -> None:
-    few = Vocabulary((*SPECIAL_TOKENS, "the"))
-    assert held_out.held_out(TEXTS, few, style, BYTE_NATS).text_bytes == reviews.text_bytes
+def test_the_bytes_do_not_depend_on_the_tokenizer(reviews: HeldOut) -> None:
+    few = Tokenizer((*SPECIAL_TOKENS, "the"), "published")
+    assert held_out.read(TEXTS, few, BYTE_NATS).text_bytes == reviews.text_bytes
 
 
 def test_plain_text() -> None:

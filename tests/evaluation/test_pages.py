@@ -1,8 +1,4 @@
-"""The page and the charts of an evaluation."""
-
-from pathlib import Path
-
-import pytest
+"""The page of an evaluation."""
 
 from minigpt.evaluation import pages
 
@@ -40,12 +36,3 @@ def test_the_table_of_losses_has_each_model() -> None:
     assert rows["model"] == ["1.0000", "2.00", "3.0000"]
     assert rows["Kneser-Ney 3-gram"][0] == "6.0000"
     assert rows["unigram"][0] == "7.0000"
-
-
-@pytest.mark.parametrize("xs", [[1, 2, 3], ["1-10", "11-100", "[UNK]"], []])
-def test_a_chart_is_a_picture_and_always_the_same(tmp_path: Path, xs: list[object]) -> None:
-    ys = ["1.5", "", None][: len(xs)]
-    for name in ("a.png", "b.png"):
-        pages.draw(tmp_path / name, "x", "y", {"one": (xs, ys), "none": (xs, [""] * len(xs))})
-    drawn = (tmp_path / "a.png").read_bytes()
-    assert drawn.startswith(b"\x89PNG") and drawn == (tmp_path / "b.png").read_bytes()

@@ -1,9 +1,9 @@
 """A small copy of the project, in which the real `dvc` runs."""
 
-import fcntl
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from helpers import Project, new_project
 
 
@@ -13,8 +13,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Projec
     shared = tmp_path_factory.getbasetemp()
     if worker_id != "master":  # the first worker that needs it makes it for all
         shared = shared.parent
-    with (shared / "made.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with FileLock(shared / "made.lock"):
         made, done = Project(shared / "made/project"), shared / "made/done"
         if not done.exists():
             new_project(made.root).dvc("repro")

@@ -33,9 +33,12 @@ model:
 train:
   batch_size: 32
   warmup_steps: 0
-  checkpoint_steps: 4
-  preview:
-    max_tokens: 8
+preview:
+  max_tokens: 8
+checkpointing:
+  steps: 4
+logging:
+  steps: 2
 evaluate:
   reviews: 8
   max_tokens: 8

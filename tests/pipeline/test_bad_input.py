@@ -85,12 +85,12 @@ def test_an_altered_shard(project: Project) -> None:
     assert shard.name in refused(project, "train")
 
 
-def test_a_vocabulary_that_does_not_match(project: Project) -> None:
-    path = project / "data/vocabulary.txt"
-    lines = path.read_text().splitlines()
+def test_a_tokenizer_that_does_not_match(project: Project) -> None:
+    path = project / "data/tokenizer/vocabulary.txt"
+    lines = path.read_text(encoding="utf-8").split("\n")
     lines[2], lines[3] = lines[3], lines[2]
-    path.write_text("\n".join([*lines, ""]))
-    assert "made with another vocabulary" in refused(project, "train")
+    path.write_text("\n".join(lines), encoding="utf-8")
+    assert "made with another tokenizer" in refused(project, "train")
 
 
 def test_a_prompt_of_unknown_words(project: Project) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import pytest
-from helpers import ARCHIVE, Project, ran
+from helpers import ARCHIVE, Project, artifact, ran
 
 pytestmark = pytest.mark.pipeline
 
@@ -19,6 +19,7 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "sequences": {"shards": 3},
             "model": {"dropout": 0.2},
             "train": {"learning_rate": 0.002},
+            "preview": {"seed": 7},
             "sample": {"temperature": 0.5},
             "evaluate": {"ngram_order": 4},
             "gate": {"min_improvement": 0.01},
@@ -28,7 +29,7 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "download": {"corpus"},
             "vocab": {"vocabulary"},
             "sequences": {"sequences"},
-            "train": {"model", "train"},
+            "train": {"model", "sequences", "train", "vocabulary"},
             "sample": {"sample"},
             "evaluate": {"evaluate"},
             "register": {"gate", "tracking"},
@@ -38,8 +39,8 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
         {"vocabulary": {"style": "published"}, "sequences": {"validation_fraction": 0.1}},
         {
             "vocab": {"vocabulary", "sequences.validation_fraction"},
-            "sequences": {"sequences", "vocabulary.style"},
-            "train": {"vocabulary.style"},
+            "sequences": {"sequences"},
+            "train": {"sequences", "vocabulary"},
             "register": {"sequences.validation_fraction"},
         },
     ),
@@ -115,3 +116,58 @@ def test_an_edit_of_a_comment_reruns_compose_at_most(project: Project) -> None:
         path.write_text(f"# A thought.\n{path.read_text()}")
     assert project.repro() == ["compose"]
     assert "resolved.yaml" not in project.git_status()
+
+
+# Code and keys that decide no byte of the model, and some that do.
+PLUMBING = (
+    *("common/errors.py", "common/progress.py", "config.py", "cli.py", "stages/__main__.py"),
+    *("generation/sampling.py", "generation/decoding.py", "training/checkpoints.py"),
+    *("tracking/mirror.py", "tracking/registry.py", "data/download.py", "retraining/report.py"),
+)
+DECIDING = (
+    *("model/network.py", "model/loss.py", "training/optimizers.py", "training/fit.py"),
+    "data/sequences.py",
+)
+
+
+def stale(project: Project) -> set[str]:
+    """The stages that `dvc repro` would look at again."""
+    return set(json.loads(project.dvc("status", "--json")))
+
+
+def test_an_edit_of_code_concerns_the_stages_whose_bytes_it_decides(project: Project) -> None:
+    found = {}
+    for name in (*PLUMBING, *DECIDING):
+        path = project / f"src/minigpt/{name}"
+        before = path.read_text(encoding="utf-8")
+        path.write_text(f"{before}\n# A thought.\n", encoding="utf-8")
+        found[name] = stale(project)
+        path.write_text(before, encoding="utf-8")
+    assert not [name for name in PLUMBING if "train" in found[name]]
+    assert not [name for name in DECIDING if "train" not in found[name]]
+    assert {"sample", "evaluate"} <= found["generation/sampling.py"]
+    assert found["common/errors.py"] == found["common/progress.py"] == found["cli.py"] == set()
+    assert found["data/download.py"] == {"download"}
+    assert stale(project) == set()
+
+
+def test_keys_that_decide_no_weights_rerun_nothing(project: Project) -> None:
+    keys = {"preview": "seed: 7", "checkpointing": "resume: false", "logging": "steps: 1"}
+    text = "".join(f"{section}:\n  {line}\n" for section, line in keys.items())
+    with (project / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write(text)
+    assert project.repro() == ["compose"]
+    assert project.yaml("resolved.yaml")["logging"]["steps"] == 1
+
+
+def test_a_retraining_to_equal_bytes_reruns_nothing_after_it(project: Project) -> None:
+    before, known = project.json("reports/run.json"), len(project.runs())
+    assert project.repro("--single-item", "--force", "train") == ["train"]
+    after = project.json("reports/run.json")
+    assert after["train_id"] != before["train_id"] and after["model"] == before["model"]
+    assert project.repro() == []
+    # Its evaluation is that of the same bytes, so its run in MLflow has it.
+    (run,) = project.runs()[known:]
+    numbers = project.json("reports/evaluation.json")
+    assert run.data.metrics["evaluate/bits_per_byte"] == numbers["bits_per_byte"]
+    assert artifact(run, "samples/samples.txt") == (project / "reports/samples.txt").read_text()

@@ -19,8 +19,8 @@ TRAIN = ["repro", "--single-item", "--force", "train"]
 
 
 def content(path: Path) -> dict[str, bytes]:
-    inside = path.iterdir() if path.is_dir() else [path]
-    return {file.name: file.read_bytes() for file in inside}
+    inside = path.rglob("*") if path.is_dir() else [path]
+    return {file.name: file.read_bytes() for file in inside if file.is_file()}
 
 
 def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]":
@@ -74,11 +74,17 @@ def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> 
     wait(killed, lambda: now()["epochs"])
     os.killpg(killed.pid, signal.SIGSTOP)
     assert "is busy, it is being blocked by" in project.dvc(*TRAIN, code=255)
-    assert f"going on after epoch 0, step {reached}" in end(killed, signal.SIGKILL)
+    assert f"resuming after epoch 0, step {reached}" in end(killed, signal.SIGKILL)
     assert not (project / "model").exists()
 
-    assert "going on after epoch 1, step " in project.dvc(*TRAIN)
-    for out in ("model", "reports/losses.csv", "reports/epoch_texts.jsonl", "reports/train.json"):
+    assert "resuming after epoch 1, step " in project.dvc(*TRAIN)
+    for out in (
+        "model",
+        "reports/losses.csv",
+        "reports/steps.csv",
+        "reports/epoch_texts.jsonl",
+        "reports/train.json",
+    ):
         assert content(project / out) == content(finished / out), out
     (run,) = project.runs()[known:]
     assert run.info.status == "FINISHED"
@@ -87,7 +93,7 @@ def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> 
 
 def test_a_stage_can_be_interrupted_while_it_loads(project: Project) -> None:
     stage = start(project, "python", "-m", "minigpt.stages", "sequences", PYTHONPATH="src")
-    lock = project / ".dvc/tmp/minigpt-sequences.lock"
+    lock = project / ".dvc/tmp/minigpt-sequences.lock.pid"
     wait(stage, lambda: lock.exists() and lock.read_text() == str(stage.pid))
     time.sleep(0.3)
     assert end(stage, signal.SIGTERM) == "error: sequences: interrupted\n"
@@ -103,16 +109,11 @@ def test_a_training_that_diverges_is_a_failed_run(project: Project) -> None:
     assert project.runs()[-1].info.status == "FAILED"
 
 
-def test_a_byte_that_flipped_without_a_trace(project: Project, finished: Project) -> None:
+def test_a_byte_that_flipped_without_a_trace(project: Project) -> None:
     path = project / "data/reviews.parquet"
-    times = path.stat()
-    changed = bytearray(path.read_bytes())
+    times, changed = path.stat(), bytearray(path.read_bytes())
     changed[len(changed) // 2] ^= 1
     path.write_bytes(changed)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     printed = project.dvc("repro", "--single-item", "--force", "vocab", code=255)
-    assert "error: vocab: data/reviews.parquet is not what the stage download wrote" in printed
-    path.unlink()
-    project.dvc("repro", "vocab")
-    assert path.read_bytes() == (finished / "data/reviews.parquet").read_bytes()
-    assert content(project / "data/vocabulary.txt") == content(finished / "data/vocabulary.txt")
+    assert "error: vocab: data/reviews.parquet is missing or damaged" in printed

@@ -177,7 +177,7 @@ def test_a_better_model_becomes_the_champion_and_one_that_is_not_does_not(
 
 def test_a_failure_is_reported_and_fails_the_job(project: Project) -> None:
     done = project.run(
-        "python", "-m", "minigpt.retrain", code=255,
+        "python", "-m", "minigpt.cli", "retrain", code=255,
         PYTHONPATH="src", RETRAIN_OVERRIDES="model.num_heads=3",
     )  # fmt: skip
     assert "not divisible" in done
@@ -187,7 +187,7 @@ def test_a_failure_is_reported_and_fails_the_job(project: Project) -> None:
 def test_an_override_that_would_be_interpolated_is_refused(project: Project) -> None:
     before = (project / "params.yaml").read_text()
     done = project.run(
-        "python", "-m", "minigpt.retrain", code=2,
+        "python", "-m", "minigpt.cli", "retrain", code=2,
         PYTHONPATH="src", RETRAIN_OVERRIDES="corpus.url=${oc.env:SECRET}",
     )  # fmt: skip
     assert "is refused" in done

@@ -14,7 +14,7 @@ space:
 
 
 def search(project: Project, trials: int, *more: str, code: int = 0) -> str:
-    command = ("python", "-m", "minigpt", "search", "rates", "--trials", str(trials))
+    command = ("python", "-m", "minigpt.cli", "search", "rates", "--trials", str(trials))
     return project.run(*command, "-S", "+gate.max_unk_share=1", *more, code=code, PYTHONPATH="src")
 
 

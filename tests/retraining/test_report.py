@@ -1,18 +1,16 @@
+"""The report of a retraining; pipeline/test_retrain.py has it of a whole run."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
 import pytest
+from tracked import fake_model
 
 from minigpt.common.errors import InputError
-from minigpt.retraining import report, run
-
-
-def test_nothing_that_a_model_writes_ends_a_cell() -> None:
-    wild = "a | b\n<b>x</b> `code` @someone [link](http://x) #1"
-    shown = report.table(["text"], [[wild]])
-    row = shown.splitlines()[2]
-    assert len(shown.splitlines()) == 3
-    assert row.count("|") == 2
-    for character in "<`@[#":
-        assert character not in row.replace("&#", "")
-    assert "&&#" not in row and "someone" in row
+from minigpt.retraining import report
+from minigpt.retraining.run import Stage
+from minigpt.tracking import registry
 
 
 def test_the_curves_hold_every_epoch() -> None:
@@ -25,31 +23,33 @@ def test_the_curves_hold_every_epoch() -> None:
     assert "line [3.5000, 3.0000]" in chart
     assert "line [3.2500, 3.1000]" in chart
     assert "y-axis 2.90 --> 3.60" in chart
+    without_validation = report.curves([{"epoch": "1", "loss": "3.5"}])
+    assert without_validation.count("line [") == 1
 
 
-def test_without_validation_there_is_one_curve() -> None:
-    assert report.curves([{"epoch": "1", "loss": "3.5"}]).count("line [") == 1
+def test_a_failed_pipeline_has_a_report_of_its_stages(tmp_path: Path) -> None:
+    stages = [Stage("compose", "ran", 1.25), Stage("train", "failed", 2.0)]
+    page = report.page(tmp_path, "HEAD", stages, failed=True)
+    assert "# Retraining failed at `train`" in page
+    assert "| compose | ran | 1.2 |" in page
 
 
-@pytest.mark.parametrize(
-    ("experiment", "overrides", "command"),
-    [
-        ("", "", ["dvc", "repro"]),
-        ("demo", "", ["dvc", "exp", "run", "-S", "groups.experiment=demo"]),
-        ("", "train.epochs=2 'sample.prompts=[a b]'",
-         ["dvc", "exp", "run", "-S", "train.epochs=2", "-S", "sample.prompts=[a b]"]),
-    ],
-)  # fmt: skip
-def test_the_environment_says_what_is_run(
-    experiment: str, overrides: str, command: list[str]
+@pytest.mark.parametrize("held", ["nothing", "another format"])
+def test_a_champion_that_can_not_be_loaded_writes_why(
+    tmp_path: Path, monkeypatch: Any, held: str
 ) -> None:
-    env = {"RETRAIN_EXPERIMENT": experiment, "RETRAIN_OVERRIDES": overrides}
-    assert run.reproduce_command(env) == command
+    def fetch(*args: Any) -> Path | None:
+        return tmp_path if held == "another format" else None
 
+    def load(path: Path) -> None:
+        raise InputError("it has another format")
 
-@pytest.mark.parametrize(
-    "overrides", ["--force", "train.epochs", "a.b=${oc.env:HOME}", "'a.b=1", "; rm=1", "~train.x"]
-)
-def test_what_is_no_override_is_refused(overrides: str) -> None:
-    with pytest.raises(InputError):
-        run.reproduce_command({"RETRAIN_OVERRIDES": overrides})
+    fake_model(tmp_path, monkeypatch)
+    monkeypatch.setattr(registry, "fetch", fetch)
+    monkeypatch.setattr(sys.modules["minigpt.model.directory"], "load", load)
+    sampling = {"max_tokens": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    sampling |= {"repetition_penalty": 1.0, "allow_unknown": False, "seed": 1}
+    rows = [{"prompt": "a", "text": "a b", **sampling}] * 2
+    texts = report._written("sqlite:///x.db", "mini", "1", rows)
+    reason = "it has another format" if held == "another format" else "it holds no model directory"
+    assert texts == [f"(the champion can't write this: {reason})"] * 2

@@ -1,4 +1,4 @@
-"""What the gate decides, and what it says of it."""
+"""What the gate decides, and how it explains that."""
 
 import math
 from typing import Any
@@ -30,7 +30,12 @@ def test_the_figures_of_an_evaluation() -> None:
         "held_out": {"reviews": 10, "digest": "d" * 64, "byte_unigram": "e" * 64},
     }
     assert gate.figures(evaluation) == {**GOOD, "copied_run_p95": 9}
-    assert gate.measured_on(evaluation) == {"held_out": "d" * 64, "byte_unigram": "e" * 64}
+    measured_on = gate.measured_on(evaluation, "words")
+    assert measured_on == gate.measured_on(evaluation, "words") and len(str(measured_on)) == 12
+    assert gate.measured_on(evaluation, "other words") != measured_on
+    for key in ("digest", "byte_unigram"):
+        other = {"held_out": {**evaluation["held_out"], key: "f" * 64}}
+        assert gate.measured_on(other, "words") != measured_on
 
 
 def test_the_figures_where_nothing_is_held_out() -> None:
@@ -39,7 +44,7 @@ def test_the_figures_where_nothing_is_held_out() -> None:
         "held_out": {"reviews": 0, "targets": 0, "bytes": 0, "digest": "e" * 64},
     }
     assert gate.figures(evaluation) == {"copied_run_p95": 9}
-    assert gate.measured_on(evaluation) == {"held_out": None, "byte_unigram": None}
+    assert gate.measured_on(evaluation, "words") is None
 
 
 def test_a_good_model_breaks_no_limit() -> None:
@@ -47,7 +52,7 @@ def test_a_good_model_breaks_no_limit() -> None:
     assert gate.broken({"copied_run_p95": 12.0}, LIMITS) == []  # nothing held out
 
 
-def test_what_is_broken_is_told_with_the_value_and_what_is_allowed() -> None:
+def test_a_broken_limit_is_named_with_the_value_and_what_is_allowed() -> None:
     found = gate.broken({**GOOD, "perplexity": 1240.127, "copied_run_p95": 41.0}, LIMITS)
     assert found == [
         {
@@ -71,7 +76,9 @@ def test_what_is_broken_is_told_with_the_value_and_what_is_allowed() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", sorted(GOOD))
-def test_a_figure_that_is_no_number_is_refused_with_the_limits_off(name: str, value: float) -> None:
+def test_a_figure_that_is_not_finite_is_refused_even_with_the_limits_off(
+    name: str, value: float
+) -> None:
     found = gate.broken({**GOOD, name: value}, dict.fromkeys(LIMITS, 0.0))
     assert [entry["figure"] for entry in found] == [name]
     assert gate.explain(found) == f"{name} is {value}, allowed is a finite number"
@@ -126,7 +133,7 @@ def test_a_limit_holds_for_any_value(limit: str, value: float, allowed: float) -
             "not compared",
             "nothing is held out (sequences.validation_fraction is 0)",
         ),
-        (1.5, "3", None, "not compared", "the champion (version 3) could not be measured"),
+        (1.5, "3", None, "not compared", "version 3 could not be measured"),
         (math.nan, None, None, "kept", "bits per byte is nan, not a finite number"),
     ],
 )
@@ -138,7 +145,7 @@ def test_the_decision_and_its_reason(
 
 @settings(deadline=None, max_examples=300, derandomize=True)
 @given(any_float, any_float, st.floats(0, 8))
-def test_never_a_worse_one(mine: float, theirs: float, needed: float) -> None:
+def test_a_worse_model_is_never_promoted(mine: float, theirs: float, needed: float) -> None:
     verdict, _ = gate.decide(mine, "1", theirs, needed)
     if verdict == "promoted":
         assert math.isfinite(mine)
@@ -149,7 +156,7 @@ def test_never_a_worse_one(mine: float, theirs: float, needed: float) -> None:
 
 @settings(deadline=None, max_examples=200, derandomize=True)
 @given(bits, bits, st.floats(0, 8))
-def test_of_two_at_most_one_beats_the_other(one: float, other: float, needed: float) -> None:
+def test_at_most_one_of_two_beats_the_other(one: float, other: float, needed: float) -> None:
     won = [
         gate.decide(mine, "1", theirs, needed)[0] == "promoted"
         for mine, theirs in ((one, other), (other, one))
@@ -167,7 +174,7 @@ def test_the_first_champion_needs_a_number(mine: float | None, needed: float) ->
 
 @settings(deadline=None, max_examples=100, derandomize=True)
 @given(any_float, bits, st.floats(0, 8))
-def test_nothing_is_promoted_that_was_not_compared(
+def test_a_model_that_was_not_compared_is_not_promoted(
     mine: float, theirs: float, needed: float
 ) -> None:
     assert gate.decide(None, "1", theirs, needed)[0] == "not compared"

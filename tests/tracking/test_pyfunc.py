@@ -1,30 +1,19 @@
-import sys
+"""The registered model without MLflow's wrapper; test_registry.py has it with the wrapper."""
+
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 from mlflow.exceptions import MlflowException
+from tracked import CONFIG, SAMPLING, changed
 
-import minigpt
 from minigpt.common.errors import InputError
+from minigpt.config import RequestConfig
 from minigpt.tracking import pyfunc
 from minigpt.tracking.pyfunc import ReviewWriter
-
-SAMPLE: dict[str, Any] = {
-    "prompts": ["this movie"],
-    "reviews_per_prompt": 2,
-    "max_tokens": 40,
-    "temperature": 0.9,
-    "top_k": 0,
-    "top_p": 0.9,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "allow_unknown": False,
-    "seed": 7,
-}
-
 
 LIMITS = {
     "max_prompts": 256,
@@ -32,49 +21,31 @@ LIMITS = {
     "max_tokens": 1000,
     "max_total_tokens": 10_000,
 }
-CONFIG = {"sample": SAMPLE, "tracking": {"request": LIMITS}}
 
 
 class FakeGenerator:
-    """Writes down how it was called."""
+    """Keeps how it was called."""
 
-    def __init__(self, network: str, vocabulary: str, style: str) -> None:
-        assert (network, vocabulary, style) == ("network", "vocabulary", "spaced")
+    def __init__(self) -> None:
         self.busy = threading.Lock()
 
-    def __call__(self, prompts: list[str], sampling: SimpleNamespace) -> list[str]:
+    def __call__(self, prompts: list[str], sampling: Any) -> list[str]:
         assert self.busy.acquire(blocking=False), "two requests at once"
         try:
             if "" in prompts:
                 raise InputError("the prompt '' is empty: write at least one word")
-            self.sampling = vars(sampling)
+            self.sampling = sampling
             return [f"{prompt} and so on" for prompt in prompts]
         finally:
             self.busy.release()
 
 
 @pytest.fixture
-def sample() -> dict[str, Any]:
-    return dict(SAMPLE)
-
-
-@pytest.fixture
-def writer(tmp_path: Any, monkeypatch: Any) -> ReviewWriter:
-    config = {"vocabulary": {"style": "spaced"}}
-
-    def load(directory: Any) -> SimpleNamespace:
-        assert directory == tmp_path
-        return SimpleNamespace(network="network", vocabulary="vocabulary", config=config)
-
+def writer(model_dir: Path, monkeypatch: Any) -> ReviewWriter:
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    for name, fake in {
-        "model": SimpleNamespace(load=load),
-        "decoding": SimpleNamespace(Generator=FakeGenerator, Sampling=SimpleNamespace),
-    }.items():
-        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
-        monkeypatch.setattr(minigpt, name, fake, raising=False)
     writer = ReviewWriter()
-    writer.load_context(SimpleNamespace(artifacts={"model": str(tmp_path)}, model_config=LIMITS))
+    writer.load_context(SimpleNamespace(artifacts={"model": str(model_dir)}, model_config=LIMITS))
+    writer.generator = FakeGenerator()
     return writer
 
 
@@ -92,13 +63,15 @@ def test_prompts_in_texts_out(writer: Any, prompts: Any) -> None:
 
 def test_settings_of_a_request(writer: Any) -> None:
     writer.predict(None, ["a"], {"temperature": 0, "seed": 2**63 - 1, "top_k": None})
-    assert writer.generate.sampling == {"max_tokens": 80, "temperature": 0, "seed": 2**63 - 1}
+    given = writer.generator.sampling
+    assert (given.max_tokens, given.temperature, given.seed) == (80, 0, 2**63 - 1)
+    assert (given.top_k, given.top_p) == (0, 1)  # the neutral defaults
 
 
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"top_q": 1}, "unknown parameter 'top_q': known are max_tokens, temperature,"),
+        ({"top_q": 1}, "unknown key top_q: allowed are max_tokens, temperature,"),
         ({"temperature": float("nan")}, "temperature is nan: allowed is 0 to 100"),
         ({"temperature": float("inf")}, "temperature is inf: allowed"),
         ({"temperature": -0.1}, "temperature is -0.1: allowed"),
@@ -112,13 +85,13 @@ def test_settings_of_a_request(writer: Any) -> None:
         ({"temperature": 10**400}, "temperature is 1000"),
         ({"top_p": float("-inf")}, "top_p is -inf: allowed"),
         ({"seed": -1}, "seed is -1: allowed"),
-        ({"max_tokens": 2.5}, "max_tokens is 2.5: a value of type long"),
-        ({"max_tokens": True}, "max_tokens is True: a value of type long"),
-        ({"temperature": "1"}, "temperature is '1': a value of type double"),
-        ({"allow_unknown": 1}, "allow_unknown is 1: a value of type boolean"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5: allowed is a whole number"),
+        ({"max_tokens": True}, "max_tokens is True: allowed is a whole number"),
+        ({"temperature": "1"}, "temperature is '1': allowed is a number"),
+        ({"allow_unknown": 1}, "allow_unknown is 1: allowed is true or false"),
     ],
 )
-def test_settings_that_make_no_sense(writer: Any, params: Any, message: str) -> None:
+def test_settings_that_are_not_allowed(writer: Any, params: Any, message: str) -> None:
     with pytest.raises(MlflowException) as raised:
         writer.predict(None, ["a"], params)
     assert message in raised.value.message
@@ -142,24 +115,25 @@ def test_settings_that_make_no_sense(writer: Any, params: Any, message: str) -> 
         ),
         ([None], "prompt 1 is of type NoneType"),
         ([["a"]], "prompt 1 is of type list"),
-        (["a \ud800"], "isn't valid Unicode"),
+        (["a \ud800"], "is not valid Unicode"),
         (pd.DataFrame({"text": ["a"]}), "no column `prompt`"),
     ],
 )
-def test_prompts_that_make_no_sense(writer: Any, prompts: Any, message: str) -> None:
+def test_prompts_that_are_not_allowed(writer: Any, prompts: Any, message: str) -> None:
     with pytest.raises(MlflowException) as raised:
         writer.predict(None, prompts)
     assert message in raised.value.message
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
-def test_the_limits_of_a_request_are_the_configuration_s(writer: Any) -> None:
-    writer.limits = {**LIMITS, "max_tokens": 5, "max_total_tokens": 9, "max_prompt_bytes": 3}
-    assert writer.predict(None, ["abc"], {"max_tokens": 5}) == ["abc and so on"]
+def test_the_limits_of_a_request_are_configured(writer: Any) -> None:
+    limits = {**LIMITS, "max_tokens": 8, "max_total_tokens": 15, "max_prompt_bytes": 3}
+    writer.limits = RequestConfig(**limits)
+    assert writer.predict(None, ["abc"], {"max_tokens": 8}) == ["abc and so on"]
     for prompts, tokens, message in (
-        (["a"], 6, "max_tokens is 6: allowed is 1 to 5"),
-        (["a", "b"], 5, "2 prompts with max_tokens 5 are 10 tokens: allowed are 9"),
-        (["abcd"], 5, "4 bytes: allowed are 3"),
+        (["a"], 9, "max_tokens is 9: allowed is 1 to 8"),
+        (["a", "b"], 8, "2 prompts with max_tokens 8 are 16 tokens: allowed are 15"),
+        (["abcd"], 8, "4 bytes: allowed are 3"),
     ):
         with pytest.raises(MlflowException, match=message):
             writer.predict(None, prompts, {"max_tokens": tokens})
@@ -168,15 +142,15 @@ def test_the_limits_of_a_request_are_the_configuration_s(writer: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"max_tokens": None}, "model_config lacks max_tokens"),
-        ({"max_tokens": 0}, "max_tokens is 0: allowed is 8"),
-        ({"max_prompts": float("inf")}, "max_prompts is inf: a value of type long"),
-        ({"max_tokns": 5}, "unknown parameter 'max_tokns': known are max_prompts,"),
+        ({"max_tokens": None}, "model_config.max_tokens is None: allowed is"),
+        ({"max_tokens": 0}, "model_config.max_tokens is 0: allowed is 8"),
+        ({"max_prompts": float("inf")}, "max_prompts is inf: allowed is a whole number"),
+        ({"max_tokns": 5}, "unknown key model_config.max_tokns: allowed are max_prompts,"),
     ],
 )
-def test_limits_that_make_no_sense_are_refused_at_the_start(change: Any, message: str) -> None:
+def test_limits_that_are_not_allowed_stop_the_start(change: Any, message: str) -> None:
     context = SimpleNamespace(artifacts={}, model_config={**LIMITS, **change})
-    with pytest.raises(MlflowException, match=message):
+    with pytest.raises(InputError, match=message):
         ReviewWriter().load_context(context)
 
 
@@ -196,14 +170,15 @@ def test_requests_wait_for_each_other(writer: Any) -> None:
 def test_the_signature_has_the_defaults_and_accepts_the_example() -> None:
     made = pyfunc.signature(CONFIG)
     assert made.inputs.input_names() == ["prompt"]
-    assert {p["name"]: p["type"] for p in made.params.to_dict()} == {
+    params = {param["name"]: param for param in made.params.to_dict()}
+    assert {name: param["type"] for name, param in params.items()} == {
         **dict.fromkeys(("max_tokens", "top_k", "seed"), "long"),
         **dict.fromkeys(("temperature", "top_p", "min_p", "repetition_penalty"), "double"),
         "allow_unknown": "boolean",
     }
-    assert {p["name"]: p["default"] for p in made.params.to_dict()}["temperature"] == 0.9
-    long = pyfunc.signature({**CONFIG, "sample": {**SAMPLE, "max_tokens": 5000}})
-    assert long.params.to_dict()[0]["default"] == LIMITS["max_tokens"]
-    prompts, params = pyfunc.example(["this movie"])
+    assert SAMPLING.items() <= {name: param["default"] for name, param in params.items()}.items()
+    long = pyfunc.signature(changed(sample={"max_tokens": 5000}))
+    assert long.params.to_dict()[0]["default"] == CONFIG.tracking.request.max_tokens
+    prompts, given = pyfunc.example(["this movie"])
     assert list(prompts["prompt"]) == ["this movie"]
-    assert set(params) <= set(SAMPLE)
+    assert set(given) <= set(params)

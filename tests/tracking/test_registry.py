@@ -1,12 +1,11 @@
-"""A model directory becomes a version, and the version a champion, in real sqlite stores."""
+"""A model directory becomes a version of the registered model, in real sqlite stores."""
 
+import ast
 import json
 import pickle
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -14,107 +13,61 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from tracked import CONFIG, REQUEST, SAMPLING, Echo, changed, client, write_run
 
-import minigpt
 from minigpt.common.errors import InputError
-from minigpt.tracking import champion, registry
-from minigpt.tracking.mirror import Tracker
-from minigpt.tracking.registry import challenge, register
+from minigpt.tracking import registry
+from minigpt.tracking.mirror import Mirror
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-CONFIG: dict[str, Any] = {
-    "vocabulary": {"style": "spaced"},
-    "sample": {
-        "prompts": ["this movie"],
-        "max_tokens": 40,
-        "temperature": 0.9,
-        "top_k": 0,
-        "top_p": 0.9,
-        "min_p": 0.0,
-        "repetition_penalty": 1.0,
-        "allow_unknown": False,
-        "seed": 7,
-    },
-    "tracking": {
-        "request": {
-            "max_prompts": 2,
-            "max_prompt_bytes": 100,
-            "max_tokens": 50,
-            "max_total_tokens": 100,
-        }
-    },
+WANTED: dict[str, Any] = {
+    "name": "mini",
+    "alias": "newest",
+    "prompts": ["this movie"],
+    "tags": {},
+    "description": "# version {}".format,
 }
-SETTINGS = {"max_perplexity": 1000.0, "min_improvement": 0.01}
 
 
 @pytest.fixture
-def project(tmp_path: Path, empty_store: bytes) -> Path:
-    """A project's folder before its model is registered; its name is an awkward one."""
-    root = tmp_path / "pro ject#1"
-    root.mkdir()
-    (root / "mlflow.db").write_bytes(empty_store)
-    outs = {"data/reviews.parquet": "a" * 32, "data/sequences": "b" * 32, "model": "c" * 32}
-    entries = [{"path": path, "md5": md5} for path, md5 in outs.items()]
-    (root / "dvc.lock").write_text(yaml.safe_dump({"stages": {"train": {"outs": entries}}}))
-    return root
-
-
-class Echo:
-    settings: ClassVar[dict[str, Any]]
-
-    def __init__(self, *args: Any) -> None: ...
-
-    def __call__(self, prompts: list[str], sampling: Any) -> list[str]:
-        self.__class__.settings = vars(sampling)
-        return prompts
-
-
-@pytest.fixture
-def model_dir(project: Path, monkeypatch: Any) -> Path:
-    (project / "model").mkdir()
-    (project / "model/vocabulary.txt").write_text("\n[UNK]\nfilm\n")
-    loaded = SimpleNamespace(network=None, vocabulary=None, config=CONFIG)
-    fakes = {
-        "model": SimpleNamespace(load=lambda path: loaded if path.is_dir() else None),
-        "decoding": SimpleNamespace(Generator=Echo, Sampling=SimpleNamespace),
-    }
-    for name, fake in fakes.items():  # no TensorFlow here; tests/test_serving.py is nearer to it
-        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
-        monkeypatch.setattr(minigpt, name, fake, raising=False)
-    return project / "model"
+def mirror(project: Path) -> Mirror:
+    write_run(project)
+    mirror = Mirror(project, CONFIG, strict=True)
+    mirror.send()
+    return mirror
 
 
 def test_registering_twice_gives_one_version(
-    project: Path, model_dir: Path, monkeypatch: Any, tmp_path: Path
+    project: Path, mirror: Mirror, model_dir: Path, monkeypatch: Any, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)  # anywhere but the project
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    first = register(
-        tracker, model_dir, name="mini", alias="newest", prompts=["this movie"], tags={}
-    )
-    assert first["uri"] == "models:/mini/1" and first["run_id"] == tracker.run_id
-    again = Tracker("t1", CONFIG, project, strict=True)
-    assert register(
-        again, model_dir, name="mini", alias="best", prompts=["this movie"], tags={}
-    ) == {
-        **first,
-        "alias": "best",
+    first = registry.register(mirror, model_dir, **WANTED)
+    assert first == {
+        "name": "mini",
+        "version": "1",
+        "uri": "models:/mini/1",
+        "alias": "newest",
+        "run_id": mirror.run_id,
+        "model": first["model"],
     }
-    (model_dir / "vocabulary.txt").write_text("\n[UNK]\nmovie\n")
-    other = register(again, model_dir, name="mini", alias="newest", prompts=["this movie"], tags={})
-    assert other["version"] == "2" and other["model_sha256"] != first["model_sha256"]
+    again = Mirror(project, CONFIG, strict=True)
+    best = {**WANTED, "alias": "best"}
+    assert registry.register(again, model_dir, **best) == {**first, "alias": "best"}
+    (model_dir / "config.json").write_text("another model")
+    other = registry.register(again, model_dir, **WANTED)
+    assert other["version"] == "2" and other["model"] != first["model"]
+    versions = [
+        client(project).get_model_version_by_alias("mini", alias) for alias in ("best", "newest")
+    ]
+    assert [str(version.version) for version in versions] == ["1", "2"]
+    assert [version.description for version in versions] == ["# version 1", "# version 2"]
+    assert versions[0].run_id == mirror.run_id
 
-    client = MlflowClient(tracker.uri)
-    assert client.get_model_version_by_alias("mini", "newest").run_id == tracker.run_id
-    versions = [client.get_model_version_by_alias("mini", a).version for a in ("best", "newest")]
-    assert [str(version) for version in versions] == ["1", "2"]
-
-    own = {k: v for k, v in CONFIG["sample"].items() if k != "prompts"}
     prompts = pd.DataFrame({"prompt": ["a", "b"]})
     loaded = mlflow.pyfunc.load_model("models:/mini@best")
     assert loaded.predict(prompts, params={"top_k": 3}) == ["a", "b"]
-    assert Echo.settings == {**own, "top_k": 3}
+    assert {**SAMPLING, "top_k": 3}.items() <= Echo.sampling.model_dump().items()
     for asked, message in (
         ({"max_tokens": 51}, "max_tokens is 51: allowed is 1 to 50"),
         ({"temperature": float("nan")}, "temperature is nan: allowed"),
@@ -123,12 +76,13 @@ def test_registering_twice_gives_one_version(
     ):
         with pytest.raises(MlflowException, match=message):
             loaded.predict(prompts, params=asked)
-    loaded.predict(prompts, params={"top_q": 10**9})  # MLflow itself leaves it out, and warns
-    assert Echo.settings == own
+    loaded.predict(prompts, params={"top_q": 10**9})  # MLflow itself drops it, with a warning
+    assert Echo.sampling.top_k == 0
 
     local = Path(mlflow.artifacts.download_artifacts("models:/mini@best"))
     files = {path.relative_to(local).as_posix() for path in local.rglob("*") if path.is_file()}
-    assert {"serving.py", "code/minigpt/serving.py", "artifacts/model/vocabulary.txt"} <= files
+    model = "artifacts/model/config.json"
+    assert {"pyfunc.py", "code/minigpt/tracking/pyfunc.py", model} <= files
     pickled = (".pkl", ".pickle", ".joblib", ".pt", ".npy", ".pyc")
     assert not [name for name in files if Path(name).suffix in pickled]
     assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
@@ -136,55 +90,52 @@ def test_registering_twice_gives_one_version(
     assert {line.split("==")[0] for line in requirements} == set(registry.REQUIREMENTS)
     recorded = yaml.safe_load((local / "MLmodel").read_text())
     flavor = recorded["flavors"]["python_function"]
-    assert flavor["model_code_path"].endswith("serving.py") and "python_model" not in flavor
-    assert flavor["config"] == CONFIG["tracking"]["request"]
+    assert flavor["model_code_path"].endswith("pyfunc.py") and "python_model" not in flavor
+    assert flavor["config"] == REQUEST
     parameters = {p["name"]: p["default"] for p in json.loads(recorded["signature"]["params"])}
-    assert parameters == own
+    assert SAMPLING.items() <= parameters.items() and "prompts" not in parameters
+
+    fetched = registry.fetch(mirror.uri, "mini", "1", tmp_path / "fetched")
+    assert fetched and (fetched / "config.json").read_text() == "a model"
 
 
-def test_other_limits_of_a_request_are_another_version(project: Path, model_dir: Path) -> None:
-    wanted = {"name": "mini", "alias": "newest", "prompts": ["a"], "tags": {}}
-    request = {**CONFIG["tracking"]["request"], "max_tokens": 60}
-    versions = []
-    for config in (CONFIG, {**CONFIG, "tracking": {"request": request}}, CONFIG):
-        tracker = Tracker("t1", config, project, strict=True)
-        versions.append(register(tracker, model_dir, **wanted)["version"])
-    assert versions == ["1", "2", "1"]
-
-
-@pytest.mark.parametrize(
-    "path", ["artifacts/model", "../elsewhere", "/etc", None, 5, {"a": "b"}, "\0"]
-)
-def test_no_code_of_a_version_from_elsewhere_is_run(
-    project: Path, tmp_path: Path, path: Any
-) -> None:
-    foreign = tmp_path / "foreign"
-    (foreign / "artifacts/model").mkdir(parents=True)
-    (foreign / "artifacts/model/vocabulary.txt").write_text("theirs")
-    mark = f"open({str(tmp_path / 'ran')!r}, 'w')"
-    for file in ("serving.py", "code/minigpt/__init__.py", "code/mlflow.py"):
-        (foreign / file).parent.mkdir(parents=True, exist_ok=True)
-        (foreign / file).write_text(mark)
-    flavor = {
-        "loader_module": "serving",
-        "model_code_path": "serving.py",
-        "code": "code",
-        "python_model": "python_model.pkl",
-        "artifacts": {"model": {"path": path, "uri": "file:///etc"}},
+def test_a_version_has_a_few_short_tags(project: Path, mirror: Mirror, model_dir: Path) -> None:
+    tags = {"bits_per_byte": 1.5, registry.MEASURED_ON: "ab12", "accuracy": None}
+    model = registry.register(mirror, model_dir, **{**WANTED, "tags": tags})["model"]
+    assert client(project).get_model_version("mini", "1").tags == {
+        "bits_per_byte": "1.5",
+        "minigpt.measured_on": "ab12",
+        "minigpt.model": model[:12],
+        "minigpt.request": "2 prompts, 100 prompt_bytes, 50 tokens, 100 total_tokens",
     }
-    (foreign / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
-    (foreign / "python_model.pkl").write_bytes(pickle.dumps(Opens(mark)))
-    uri = f"sqlite:///{project}/mlflow.db"
-    client = MlflowClient(uri)
-    client.create_registered_model("mini")
-    version = client.create_model_version("mini", foreign.as_uri()).version
-    held = registry.fetch(uri, "mini", str(version), tmp_path / "fetched")
-    if path == "artifacts/model":
-        assert held and (held / "vocabulary.txt").read_text() == "theirs"
-        assert held.is_relative_to(tmp_path / "fetched")
-    else:
-        assert held is None
-    assert not (tmp_path / "ran").exists()
+    # Other limits of a request are another version.
+    other = Mirror(project, changed(tracking={"request": {**REQUEST, "max_tokens": 60}}))
+    assert registry.register(other, model_dir, **WANTED)["version"] == "2"
+    tags["bits_per_byte"] = 1.4  # measured again since
+    assert registry.register(mirror, model_dir, **{**WANTED, "tags": tags})["version"] == "1"
+    assert client(project).get_model_version("mini", "1").tags["bits_per_byte"] == "1.4"
+
+
+def test_registering_needs_a_model_that_works_and_the_store(
+    project: Path, mirror: Mirror, model_dir: Path, monkeypatch: Any
+) -> None:
+    def broken(path: Path) -> None:
+        raise InputError("a weight is missing")
+
+    with pytest.raises(InputError, match="is missing; run `dvc repro train`"):
+        registry.register(mirror, project / "nowhere", **WANTED)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="a weight is missing"):
+        patch.setattr(sys.modules["minigpt.model.directory"], "load", broken)
+        registry.register(mirror, model_dir, **WANTED)
+    assert not client(project).search_registered_models()
+    with pytest.raises(InputError, match="can't be used"):
+        registry.register(mirror, model_dir, **{**WANTED, "name": "a/b:c"})
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    with pytest.raises(InputError, match=r"MLflow at http://127.0.0.1:9 can't be used"):
+        registry.register(Mirror(project, CONFIG, strict=True), model_dir, **WANTED)
+    with pytest.raises(InputError, match="mini is not registered"):
+        registry.register(Mirror(project, CONFIG), model_dir, **WANTED)
 
 
 class Opens:
@@ -195,234 +146,67 @@ class Opens:
         return exec, (self.code,)
 
 
-def test_a_model_that_does_not_work_is_not_registered(
-    project: Path, model_dir: Path, monkeypatch: Any
+def test_no_code_of_a_version_from_elsewhere_is_run(store: str, name: str, tmp_path: Path) -> None:
+    client, mark = MlflowClient(store), f"open({str(tmp_path / 'ran')!r}, 'w')"
+    paths: list[Any] = ["artifacts/model", "../elsewhere", "/etc", None, 5, {"a": "b"}, "\0"]
+    for number, path in enumerate(paths, 1):
+        foreign = tmp_path / f"foreign{number}"
+        (foreign / "artifacts/model").mkdir(parents=True)
+        (foreign / "artifacts/model/vocabulary.txt").write_text("theirs")
+        for file in ("serving.py", "code/minigpt/__init__.py", "code/mlflow.py"):
+            (foreign / file).parent.mkdir(parents=True, exist_ok=True)
+            (foreign / file).write_text(mark)
+        flavor = {
+            "loader_module": "serving",
+            "model_code_path": "serving.py",
+            "code": "code",
+            "python_model": "python_model.pkl",
+            "artifacts": {"model": {"path": path, "uri": "file:///etc"}},
+        }
+        (foreign / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
+        (foreign / "python_model.pkl").write_bytes(pickle.dumps(Opens(mark)))
+        client.create_model_version(name, foreign.as_uri())
+        held = registry.fetch(store, name, str(number), tmp_path / f"fetched{number}")
+        if path == "artifacts/model":
+            assert held and (held / "vocabulary.txt").read_text() == "theirs"
+            assert held.is_relative_to(tmp_path / "fetched1")
+        else:
+            assert held is None, path
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_version_without_a_description_holds_no_model(
+    store: str, name: str, tmp_path: Path
 ) -> None:
-    def broken(path: Path) -> None:
-        raise InputError("a weight is missing")
-
-    monkeypatch.setattr(sys.modules["minigpt.model"], "load", broken)
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    with pytest.raises(InputError, match="a weight is missing"):
-        register(tracker, model_dir, name="mini", alias="best", prompts=["a"], tags={})
-    assert not MlflowClient(tracker.uri).search_registered_models()
-
-
-def test_registering_needs_the_model_and_the_store(
-    project: Path, model_dir: Path, monkeypatch: Any
-) -> None:
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    with pytest.raises(InputError, match="is missing; run `dvc repro train`"):
-        register(tracker, project / "nowhere", name="mini", alias="best", prompts=["a"], tags={})
-    with pytest.raises(InputError, match="can't be used"):
-        register(tracker, model_dir, name="a/b:c", alias="best", prompts=["a"], tags={})
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    offline = Tracker("t1", CONFIG, project)
-    with pytest.raises(InputError, match="is not registered"):
-        register(offline, model_dir, name="mini", alias="best", prompts=["a"], tags={})
+    texts = ["", "[", "flavors: [1]", "- " * 5000, "flavors:\x00", None]
+    for number, text in enumerate(texts, 1):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if text is not None:
+            (folder / "MLmodel").write_text(text)
+        (folder / "other").touch()
+        MlflowClient(store).create_model_version(name, folder.as_uri())
+        assert registry.fetch(store, name, str(number), tmp_path / f"fetched{number}") is None
 
 
-def test_a_version_is_tagged_with_where_it_came_from(project: Path, model_dir: Path) -> None:
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    client = MlflowClient(tracker.uri)
-    client.set_tag(tracker.run_id, "mlflow.source.git.commit", "f" * 40)
-    wanted = {"name": "mini", "alias": "newest", "prompts": ["a"]}
-    register(tracker, model_dir, tags={"bits_per_byte": "1.5"}, **wanted)
-    tags = client.get_model_version("mini", "1").tags
-    assert tags.pop("minigpt.model_sha256")
-    assert json.loads(tags.pop("minigpt.request")) == CONFIG["tracking"]["request"]
-    assert tags == {
-        "bits_per_byte": "1.5",
-        "minigpt.run_id": tracker.run_id,
-        "git.commit": "f" * 40,
-        "dvc.lock:data/reviews.parquet": "a" * 32,
-        "dvc.lock:data/sequences": "b" * 32,
-    }
-    register(tracker, model_dir, tags={"bits_per_byte": "1.4"}, **wanted)  # measured again since
-    assert client.get_model_version("mini", "1").tags["bits_per_byte"] == "1.4"
-
-
-# The challenge.
-
-
-@pytest.fixture
-def store(project: Path) -> str:
-    uri = f"sqlite:///{project}/mlflow.db"
-    MlflowClient(uri).create_registered_model("mini")
-    return uri
-
-
-def challenger(uri: str, bits_per_byte: float | None, **other: Any) -> dict[str, Any]:
-    """A new version without a model; what it says of itself."""
-    version = MlflowClient(uri).create_model_version("mini", "file:///nowhere")
-    figures = {} if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
-    data = {"held_out": "reviews", "byte_unigram": "others", "vocabulary": "words", **other}
-    return {"version": str(version.version), **data, **figures}
-
-
-def never(directory: Path) -> dict[str, float]:
-    raise AssertionError("nothing is to be measured")
-
-
-def test_the_first_that_passes_then_only_a_better_one(store: str) -> None:
-    verdicts = []
-    for bits_per_byte in (1.5, 1.495, 1.6, 1.48):
-        mine = challenger(store, bits_per_byte)
-        outcome = challenge(store, "mini", mine, SETTINGS, never)
-        verdicts.append((outcome["verdict"], (outcome["champion"] or {}).get("version")))
-    assert verdicts == [("promoted", None), ("kept", "1"), ("kept", "1"), ("promoted", "1")]
-    now, history = champion.state(store, "mini")
-    assert now == "4"
-    assert [(move["from"], move["version"], move["how"]) for move in history] == [
-        (None, "1", "gate"),
-        ("1", "4", "gate"),
-    ]
-    assert (
-        history[1]["reason"]
-        == outcome["reason"]
-        == (
-            "bits per byte 1.4800 against the champion's 1.5000 (version 1): better by 0.0200, "
-            "needed 0.01"
-        )
-    )
-    assert outcome["challenger"]["bits_per_byte"] == 1.48
-    assert outcome["champion"]["bits_per_byte"] == 1.5
-    assert outcome["champion"]["measured"] == "recorded"
-
-
-def test_the_outcome_is_a_tag_of_the_version(store: str) -> None:
-    outcome = challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    tags = MlflowClient(store).get_model_version("mini", "1").tags
-    assert tags["minigpt.gate"] == "promoted: bits per byte 1.5000; there was no champion"
-    assert json.loads(tags["minigpt.outcome"]) == outcome
-
-
-def test_what_was_decided_stays_decided(store: str) -> None:
-    first, second = (challenger(store, bits_per_byte) for bits_per_byte in (1.5, 1.4))
-    outcomes = [challenge(store, "mini", mine, SETTINGS, never) for mine in (first, second)]
-    champion.rollback(store, "mini", reason="it swears")
-    before = champion.state(store, "mini")
-    again = [challenge(store, "mini", mine, SETTINGS, never) for mine in (first, second)]
-    assert again == outcomes
-    assert champion.state(store, "mini") == before
-    assert before.version == "1"
-
-
-def test_other_settings_are_another_decision(store: str) -> None:
-    challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    mine = challenger(store, 1.495)
-    assert challenge(store, "mini", mine, SETTINGS, never)["verdict"] == "kept"
-    loose = {**SETTINGS, "min_improvement": 0.0}
-    assert challenge(store, "mini", mine, loose, never)["verdict"] == "promoted"
-    looser = {**loose, "max_perplexity": 0.0}
-    outcome = challenge(store, "mini", mine, looser, never)
-    assert (outcome["verdict"], outcome["reason"]) == ("promoted", "it is the champion already")
-    assert len(champion.state(store, "mini").history) == 2
-
-
-def test_nothing_held_out_is_never_the_champion(store: str) -> None:
-    for _ in range(2):  # without a champion and with one
-        outcome = challenge(store, "mini", challenger(store, None, held_out=None), SETTINGS, never)
-        assert outcome["verdict"] == "not compared"
-        assert "nothing is held out" in outcome["reason"]
-        challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    assert outcome["champion"] == {"version": "2"}
-
-
-@pytest.mark.parametrize(
-    ("changed", "theirs", "verdict"),
-    [("held_out", 1.3, "promoted"), ("byte_unigram", 1.3, "promoted"), ("vocabulary", 1.1, "kept")],
-)
-def test_a_champion_measured_elsewhere_is_measured_again(
-    project: Path, model_dir: Path, changed: str, theirs: float, verdict: str
-) -> None:
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    register(tracker, model_dir, name="mini", alias="newest", prompts=["a"], tags={})
-    data = {"held_out": "reviews", "byte_unigram": "others", "vocabulary": "words"}
-    old = {"version": "1", **data, "bits_per_byte": 0.5}
-    assert challenge(tracker.uri, "mini", old, SETTINGS, never)["verdict"] == "promoted"
-    words = (model_dir / "vocabulary.txt").read_text()
-
-    def measure(directory: Path) -> dict[str, float]:
-        assert directory != model_dir
-        assert (directory / "vocabulary.txt").read_text() == words
-        return {"bits_per_byte": theirs, "perplexity": 90.0}
-
-    mine = challenger(tracker.uri, 1.2, **{changed: "other"})
-    outcome = challenge(tracker.uri, "mini", mine, SETTINGS, measure)
-    assert outcome["verdict"] == verdict
-    assert outcome["champion"] == {
-        "version": "1",
-        "bits_per_byte": theirs,
-        "perplexity": 90.0,
-        "held_out": mine["held_out"],
-        "byte_unigram": mine["byte_unigram"],
-        "measured": "again",
-    }
-
-
-def test_a_champion_that_can_not_be_measured(project: Path, model_dir: Path) -> None:
-    tracker = Tracker("t1", CONFIG, project, strict=True)
-    register(tracker, model_dir, name="mini", alias="newest", prompts=["a"], tags={})
-    champion.promote(tracker.uri, "mini", "1", reason="from before the gate")
-
-    def measure(directory: Path) -> dict[str, float]:
-        raise InputError("a weight is missing")
-
-    outcome = challenge(tracker.uri, "mini", challenger(tracker.uri, 1.2), SETTINGS, measure)
-    assert outcome["verdict"] == "not compared"
-    assert outcome["reason"] == (
-        "the champion (version 1) could not be measured: a weight is missing"
-    )
-    assert champion.state(tracker.uri, "mini").version == "1"
-
-
-def test_a_champion_of_the_last_moment_counts(store: str, monkeypatch: Any) -> None:
-    """Another run's model becomes the champion between the decision and the move."""
-    challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    mine, other = challenger(store, 1.4), challenger(store, 1.3)
-    move: Callable[..., bool] = champion.move
-
-    def overtaken(*args: Any, **kwargs: Any) -> bool:
-        monkeypatch.setattr(champion, "move", move)
-        assert challenge(store, "mini", other, SETTINGS, never)["verdict"] == "promoted"
-        return move(*args, **kwargs)
-
-    monkeypatch.setattr(champion, "move", overtaken)
-    outcome = challenge(store, "mini", mine, SETTINGS, never)
-    assert (outcome["verdict"], outcome["champion"]["version"]) == ("kept", "3")
-    assert champion.state(store, "mini").version == "3"
-
-
-def test_an_interrupted_challenge_is_finished_by_the_next(store: str, monkeypatch: Any) -> None:
-    challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    mine = challenger(store, 1.4)
-    for method in ("set_registered_model_tag", "set_model_version_tag"):
-        with monkeypatch.context() as patch, pytest.raises(InputError, match="disk is full"):
-            patch.setattr(MlflowClient, method, full)
-            challenge(store, "mini", mine, SETTINGS, never)
-    outcome = challenge(store, "mini", mine, SETTINGS, never)
-    now, history = champion.state(store, "mini")
-    assert (now, [(move["from"], move["version"]) for move in history]) == (
-        "2",
-        [(None, "1"), ("1", "2")],
-    )
-    # What an undisturbed one says.
-    assert outcome["verdict"] == "promoted"
-    assert outcome["champion"]["bits_per_byte"] == 1.5
-    assert history[-1]["reason"] == outcome["reason"]
-    assert outcome["reason"].startswith("bits per byte 1.4000 against the champion's 1.5000")
-
-
-def test_a_version_promoted_by_hand_before_its_challenge_stays(store: str) -> None:
-    challenge(store, "mini", challenger(store, 1.5), SETTINGS, never)
-    mine = challenger(store, 1.6)
-    champion.promote(store, "mini", "2", reason="it reads better")
-    outcome = challenge(store, "mini", mine, SETTINGS, never)
-    assert (outcome["verdict"], outcome["reason"]) == ("promoted", "it is the champion already")
-    assert len(champion.state(store, "mini").history) == 2
-
-
-def full(*args: Any, **kwargs: Any) -> None:
-    raise OSError("the disk is full")
+def test_the_requirements_of_a_version_are_what_serving_imports() -> None:
+    """The packages that our modules import which pyfunc.py imports, by the name pip gives them."""
+    names = {"yaml": "pyyaml"}
+    source, waiting, found = Path(registry.__file__).parents[2], ["minigpt.tracking.pyfunc"], set()
+    seen: set[str] = set()
+    while waiting:
+        module = waiting.pop()
+        path = source / (module.replace(".", "/") + ".py")
+        if module in seen or not path.exists():
+            continue
+        seen.add(module)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                imported = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            waiting += [name for name in imported if name.startswith("minigpt")]
+            found |= {name.partition(".")[0] for name in imported}
+    found -= {*sys.stdlib_module_names, "minigpt"}
+    # Parts that are used only with another backend, or to compose the configuration.
+    found -= {"jax", "torch", "hydra", "pydantic_core"}
+    assert {names.get(name, name) for name in found} == set(registry.REQUIREMENTS)

@@ -1,4 +1,4 @@
-"""What is the user's to mend."""
+"""Errors the user can fix."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,16 @@ from pathlib import Path
 class InputError(Exception):
     """Bad input or configuration; its message says what is wrong, where, and what to do next.
 
-    Stages print the message without a traceback and exit with code 2.
+    Commands and stages print the message without a traceback and exit with code 2.
     """
 
 
 def missing(key: str, path: Path) -> InputError:
-    """The error of a path that leads nowhere.
+    """Returns the error for a path in the configuration that does not exist.
 
     Args:
-        key: of the configuration, where the path stands.
-        path: as it stands there.
+        key: The key of the configuration that names the path.
+        path: The path as it stands there.
     """
     message = f"{key}: there is no such file or folder: {path}"
     if os.environ.get("DVC_EXP_NAME") and not path.is_absolute():

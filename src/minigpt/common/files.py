@@ -1,10 +1,13 @@
-"""Files and folders that are whole or not there, whenever their writer is killed."""
+"""Files and folders that are either complete or absent, whenever their writer is killed."""
 
 import contextlib
+import csv
 import errno
+import hashlib
+import io
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +16,27 @@ from minigpt.common.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a place beside a path to write at; what stands there at the end takes the path's place.
+    """Yields a path to write to; what stands there at the end replaces `path`.
 
-    At any moment the path holds the old content, the new one or, for an instant where it is a
-    folder, nothing.  What a killed writer left beside is cleared away by the next.  (Nothing is
-    forced to the disk: after a power cut, checksums tell what is whole.)
+    At any moment `path` holds the old content, the new content or, for an instant where it is a
+    folder, nothing. The next writer removes what a killed one left behind. Nothing is forced to
+    the disk: after a power cut, checksums tell what is complete.
 
     Args:
-        path: a file or a folder; its own folder is made.
+        path: A file or a folder; missing parent folders are created.
 
     Yields:
-        Where to write: `path` with .tmp at the end, which git ignores.
+        `path` with .tmp appended, which git ignores.
 
     Raises:
-        InputError: the disk is full.
+        InputError: The disk is full.
     """
     beside, old = (path.with_name(f"{path.name}{end}") for end in (".tmp", ".old.tmp"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove(beside)
         yield beside
-        if path.is_dir():  # nothing can be renamed over a folder that holds files
+        if path.is_dir():  # a folder with files in it can't be replaced by a rename
             _remove(old)
             path.rename(old)
         beside.replace(path)
@@ -49,29 +52,59 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file beside its place, then renames it."""
+    """Writes a text file as UTF-8."""
     with replacing(path) as beside:
         beside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that a person can read."""
+    """Writes indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Writes one JSON object a line."""
+    """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_json_lines(path: Path) -> list[Any]:
+    r"""Reads what `write_json_lines` wrote.
+
+    Only `\n` ends a line. `str.splitlines` also splits at characters such as U+0085, which a text
+    may hold.
+    """
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a table with a header line."""
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, table.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Reads what `write_csv` wrote."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def is_full(error: BaseException | None) -> bool:
-    """Whether an error, or one that it came from, says that there is no space on the disk."""
+    """Tells whether an error, or one that caused it, means that the disk is full."""
     seen: list[BaseException] = []
-    while error is not None and error not in seen:  # OmegaConf's may come from themselves
+    while error is not None and error not in seen:  # the causes of OmegaConf's errors may be cyclic
         seen.append(error)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if "No space left on device" in str(error):  # TensorFlow's and HDF5's have no errno
+        if "No space left on device" in str(error):  # TensorFlow's errors carry no errno
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -13,15 +13,15 @@ LOG_EVERY_S = 10
 
 
 def bar(what: str, unit: str, scale: bool = False) -> Callable[[int, int | None], None]:
-    """A progress bar in a terminal, a line now and then elsewhere.
+    """Makes a progress bar in a terminal; elsewhere, something that logs a line now and then.
 
     Args:
-        what: is going on.
-        unit: what is counted.
-        scale: whether the bar writes 1.5M for 1500000.
+        what: The activity, which stands before the bar.
+        unit: What is counted.
+        scale: Whether the bar abbreviates numbers (1.5M for 1500000).
 
     Returns:
-        A function to call with what is done and, if it is known, what there is in all.
+        A function that takes how much is done and how much there is in all (None while unknown).
     """
     if sys.stderr.isatty():
         shown = tqdm(desc=what, unit=unit, unit_scale=scale)

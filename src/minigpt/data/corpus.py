@@ -1,5 +1,6 @@
-"""The corpus: one table of reviews, stored as Parquet, and split in two."""
+"""The corpus: one table of reviews, stored as Parquet, and its split into training and held out."""
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,15 +22,39 @@ SCHEMA = pa.schema(
     ]
 )
 
-REVIEWS_AT_ONCE = 10_000  # 13 MB of IMDB's
+REVIEWS_AT_ONCE = 10_000  # 13 MB of IMDB reviews
+
+_PARQUET_ERRORS = (pa.ArrowException, OSError, KeyError)
+_DAMAGED = "{} is missing or damaged: `dvc repro download` makes it again"
+
+
+@contextlib.contextmanager
+def as_input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turns errors that the content of a file causes into an InputError.
+
+    Errors of the disk, of memory or of permissions pass on as they are.
+
+    Args:
+        message: What is wrong and what to do next; the original error is appended.
+        kinds: The exceptions that bad content raises.
+    """
+    try:
+        yield
+    except kinds as error:
+        # Arrow and gzip raise OSError without errno for content that they cannot read.
+        system = isinstance(error, OSError) and error.errno is not None
+        if isinstance(error, MemoryError) or (system and not isinstance(error, FileNotFoundError)):
+            raise
+        raise InputError(f"{message} ({error}).") from error
 
 
 def write_reviews(batches: Iterable[pa.RecordBatch], path: Path) -> int:
-    """Write reviews as Parquet: the same batches give the same bytes.
+    """Writes reviews as Parquet; the same batches give the same bytes.
 
     Args:
-        batches: Reviews by `SCHEMA`; each becomes a row group.
-        path: Replaced once all are written; left as it was when that fails.
+        batches: Reviews in the columns of `SCHEMA`; each batch becomes a row group.
+        path: The file. It is replaced once all reviews are written, and stays as it was if that
+            fails.
 
     Returns:
         The number of reviews.
@@ -45,66 +70,59 @@ def write_reviews(batches: Iterable[pa.RecordBatch], path: Path) -> int:
     return count
 
 
-def read_reviews(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read what `write_reviews` wrote.
+def read_reviews(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Reads all reviews that `write_reviews` wrote.
 
     Args:
         path: The Parquet file.
-        columns: The columns to read; all of them by default.
+        columns: The columns to read.
 
     Returns:
-        The table, with the columns in the order asked for.
+        The table, with its columns in that order.
 
     Raises:
         InputError: The file is missing or damaged.
     """
-    names = SCHEMA.names if columns is None else list(columns)
-    try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(names).select(names)
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _damaged(path, error) from error
+    with (
+        as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS),
+        pq.ParquetFile(path, page_checksum_verification=True) as file,
+    ):
+        return file.read(columns).select(columns)
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-    """Read what `write_reviews` wrote, some reviews at a time, so that memory stays bounded.
+    """Reads what `write_reviews` wrote in batches, so that memory stays bounded.
 
     Args:
         path: The Parquet file.
         columns: The columns to read.
 
     Yields:
-        The reviews in their order, up to `REVIEWS_AT_ONCE` in a batch.
+        The reviews in their order, at most `REVIEWS_AT_ONCE` in a batch.
 
     Raises:
         InputError: The file is missing or damaged.
     """
-    try:
-        # Unless told otherwise Arrow reads ahead.
-        with pq.ParquetFile(
+    with (
+        as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS),
+        # By default Arrow reads ahead.
+        pq.ParquetFile(
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
-        ) as file:
-            for batch in file.iter_batches(REVIEWS_AT_ONCE, columns=list(columns)):
-                yield batch.select(list(columns))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{path} is missing or damaged ({error}): `dvc repro download` makes it anew."
-    )
+        ) as file,
+    ):
+        for batch in file.iter_batches(REVIEWS_AT_ONCE, columns=columns):
+            yield batch.select(columns)
 
 
 def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:
-    """Say which reviews are held out: a hash of the id alone, so adding reviews moves none.
+    """Tells which reviews are held out, by a hash of the id alone: adding reviews moves no other.
 
     Args:
-        ids: The reviews' ids, (N,).
+        ids: (N,) ids of reviews.
         fraction: The share to hold out, from 0 to 1.
 
     Returns:
-        Booleans, (N,).
+        (N,) booleans, true for held-out reviews.
     """
     names = ids if isinstance(ids, Sequence) else ids.to_pylist()
     hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]

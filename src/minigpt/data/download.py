@@ -1,6 +1,5 @@
-"""The archive of reviews: found or downloaded, and verified."""
+"""The archive of reviews: a local file or a download, verified by its checksum."""
 
-import hashlib
 import os
 import re
 import shutil
@@ -13,13 +12,14 @@ from urllib.request import url2pathname
 import requests
 import urllib3
 
+from minigpt.common import files
 from minigpt.common.errors import InputError, missing
 
-# Twelve times the official archive: a body that announces no length must not fill the disk.
+# A body of unannounced length must not fill the disk. The official archive has 80 MiB.
 MAX_UNANNOUNCED_BYTES = 2**30
 _CHUNK_BYTES = 2**16
-# What a broken line or a busy host raises, from before the first byte to the middle of the body.
-_PASSING = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+# What a broken connection or a busy host raises, from the first request to the last byte.
+_TEMPORARY = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
 
 
 def fetch(
@@ -33,39 +33,30 @@ def fetch(
     backoff_s: float = 1.0,
     slowest_bytes_per_s: float = 10_000.0,
 ) -> Path:
-    """Return a local archive whose checksum is verified, downloading it where need be.
+    """Returns the path of an archive with the right checksum, which it downloads if necessary.
 
     Args:
-        url: http(s):// (downloaded), or file:// or a plain path (used where it lies).
-        sha256: The archive's checksum, 64 hexadecimal digits.
-        directory: Where downloads are kept, as <sha256>.tar.gz, and broken ones resumed, as .part.
-        progress: Called as bytes arrive with the bytes so far and in all (None where unknown).
-        attempts: Requests made before giving up.
-        timeout_s: Longest wait for a connection, or for the next bytes.
-        slowest_bytes_per_s: An attempt fails that brings less than that over `timeout_s`.
-        backoff_s: Pause before the second attempt; each later pause is twice as long.
-
-    Returns:
-        The path of the archive.
+        url: http(s)://, which is downloaded, or file:// or a plain path, which is used in place.
+        sha256: The archive's checksum, 64 lower-case hexadecimal digits.
+        directory: Where downloads are kept as <sha256>.tar.gz, and partial ones as <sha256>.part.
+        progress: Called as bytes arrive, with the bytes so far and the total (None if unknown).
+        attempts: Requests before giving up.
+        timeout_s: The longest wait for a connection or for the next bytes.
+        backoff_s: The pause before the second attempt; each later pause is twice as long.
+        slowest_bytes_per_s: An attempt that brings less than that over `timeout_s` fails.
 
     Raises:
-        InputError: The archive can't be had, or its checksum is another.
+        InputError: The archive is not available, or its checksum is wrong.
     """
-    sha256 = sha256.lower()
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise InputError(
-            f"corpus.sha256={sha256!r} is not a sha256: give the 64 hexadecimal digits that "
-            f"`sha256sum` prints for {url}."
-        )
     if not re.match("https?://", url, re.IGNORECASE):
         path = _local_path(url)
-        if (found := _sha256(path)) != sha256:
+        if (found := files.sha256(path)) != sha256:
             raise _wrong_checksum(url, sha256, found, "The file is left as it is.")
         return path
 
     directory.mkdir(parents=True, exist_ok=True)
     archive, part = directory / f"{sha256}.tar.gz", directory / f"{sha256}.part"
-    if archive.is_file() and _sha256(archive) == sha256:
+    if archive.is_file() and files.sha256(archive) == sha256:
         return archive
     reason: object = None
     for attempt in range(attempts):
@@ -73,20 +64,26 @@ def fetch(
             time.sleep(backoff_s * 2 ** (attempt - 1))
         try:
             reason = _download(url, part, progress, timeout_s, slowest_bytes_per_s)
-        except _PASSING as error:
+        except _TEMPORARY as error:
             reason = error
-        except OSError as error:  # a URL that no request can mend, or a disk that is full
-            raise InputError(f"{url} can't be fetched into {directory}: {error}") from error
+        except requests.RequestException as error:  # another request would fail the same way
+            raise InputError(f"{url} cannot be fetched: {error}; check corpus.url.") from error
+        except OSError as error:
+            if files.is_full(error):
+                raise InputError(
+                    f"no space left on the disk for {part}: make room, then run this again"
+                ) from error
+            raise
         if reason is None:
             break
     else:
         raise InputError(
-            f"{url} could not be downloaded in {attempts} attempts (last: {reason}). Three ways "
-            "on: a mirror (`dvc exp run -S corpus.url=https://... -S corpus.sha256=...`, or edit "
-            "corpus.url in params.yaml), a local file (corpus.url=/path/to/aclImdb_v1.tar.gz), or "
-            "the embedded sample (`make demo`). What has arrived is kept and resumed next time."
+            f"{url} could not be downloaded in {attempts} attempts (last: {reason}). Use a mirror "
+            "(`dvc exp run -S corpus.url=https://... -S corpus.sha256=...`, or edit corpus.url in "
+            "params.yaml), a local file (corpus.url=/path/to/aclImdb_v1.tar.gz), or the embedded "
+            "sample (`make demo`). The next run resumes the download."
         )
-    if (found := _sha256(part)) != sha256:
+    if (found := files.sha256(part)) != sha256:
         part.unlink()
         raise _wrong_checksum(url, sha256, found, "The download is deleted.")
     os.replace(part, archive)
@@ -100,9 +97,9 @@ def _download(
     timeout_s: float,
     slowest_bytes_per_s: float,
 ) -> str | None:
-    """Bring `part` up to the whole body; returns why not, where trying again may help."""
+    """Completes `part`; returns the reason if it fails and another attempt may succeed."""
     done = part.stat().st_size if part.exists() else 0
-    # Counted, resumed and hashed as stored: some hosts label a .gz file as a compressed transfer.
+    # The bytes are stored as sent, since some hosts label a .gz file as a compressed transfer.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
     with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as response:
         status = response.status_code
@@ -123,12 +120,12 @@ def _download(
         free = shutil.disk_usage(part.parent).free
         if announced is not None and announced > free:
             raise InputError(
-                f"{url} announces {announced:,} bytes more, {part.parent} has room for {free:,}: "
-                "make room, or check corpus.url"
+                f"{url} announces another {announced:,} bytes, but {part.parent} has room for "
+                f"{free:,}: make room, or check corpus.url"
             )
         since, before = time.monotonic(), done
         with part.open("ab" if done else "wb") as file:
-            # Not in whole chunks: a slow host would be waited for till one is full.
+            # read1 returns what has arrived, so that a slow host is noticed before a chunk is full.
             while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=False):
                 file.write(chunk)
                 done += len(chunk)
@@ -139,8 +136,8 @@ def _download(
                 if total is None and done > MAX_UNANNOUNCED_BYTES:
                     part.unlink()
                     raise InputError(
-                        f"{url} sends over {MAX_UNANNOUNCED_BYTES:,} bytes without announcing how "
-                        "many: check corpus.url, or give a local file (corpus.url=/path/to/file)."
+                        f"{url} sends over {MAX_UNANNOUNCED_BYTES:,} bytes of unannounced length: "
+                        "check corpus.url, or give a local file (corpus.url=/path/to/file)."
                     )
                 if progress:
                     progress(done, total)
@@ -148,22 +145,17 @@ def _download(
 
 
 def _local_path(url: str) -> Path:
-    """Return the path of an existing file given as a file:// URL or a path."""
+    """Returns the path of an existing file, given as a file:// URL or as a path."""
     parts = urlsplit(url)
     if "://" in url and (parts.scheme != "file" or parts.netloc not in ("", "localhost")):
         raise InputError(
-            f"corpus.url={url} is neither http:// nor https://, nor a file: give such a URL, "
-            "file:///absolute/path, or a plain path."
+            f"corpus.url={url} is neither http:// nor https:// nor a file: use such a URL, "
+            "file:///absolute/path or a plain path."
         )
     path = Path(url2pathname(parts.path) if "://" in url else url).expanduser()
     if not path.is_file():
         raise missing("corpus.url", path)
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _wrong_checksum(url: str, expected: str, found: str, then: str) -> InputError:

@@ -1,4 +1,4 @@
-"""Reviews to tokens, and tokens back to English that reads well."""
+"""Splits text into tokens, and turns tokens back into readable English."""
 
 import re
 import string
@@ -10,25 +10,25 @@ import pyarrow.compute as pc
 
 STYLES = ("published", "spaced")
 
-# In the published script's class of characters, f"[{string.punctuation}]", the `\]` is an escaped
-# bracket: of the 32 ASCII punctuation characters the backslash alone is not matched.
+# In the published script's character class, f"[{string.punctuation}]", the backslash escapes the
+# bracket behind it. So it is the only one of the 32 ASCII punctuation characters without a match.
 PUNCTUATION = string.punctuation.replace("\\", "")
 WHITE_SPACE = " \t\n\v\f\r"
 
 _OTHER, _SPACE, _MARK = range(3)
-# Of each byte; those of a character outside ASCII are all above it.
+# By byte; all bytes of a character outside ASCII are above 127 and count as _OTHER.
 _KINDS = np.full(256, _OTHER, np.uint8)
 _KINDS[list(WHITE_SPACE.encode())] = _SPACE
 _KINDS[list(PUNCTUATION.encode())] = _MARK
 
-# In order.  Each changes nothing but spaces, and matches the tokens of either style.
+# Applied in order. Each changes nothing but spaces, and fits the tokens of both styles.
 _CLOSE_UP = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"([-*=_~]) (?=\1)", r"\1"),
         (r"(?<=[\w\]]) ' ?(?=(?:s|t|d|m|re|ve|ll|clock)\b)", "'"),  # isn't
         (r'" ?([^"]*?) ?"', r'"\1"'),
-        (r'(?<!\S)" (?=[\w\[])', '"'),  # one that has no partner opens
+        (r'(?<!\S)" (?=[\w\[])', '"'),  # a quote without a partner opens
         (r"(?<!\S)' ?((?:[^']|(?<=\w)'(?=\w))*?) '(?!\w)", r"'\1'"),
         (r"(?<=s) '(?= \w)", "'"),  # the actors' names
         (r" +(?=[.,;:!?)\]}%])", ""),
@@ -40,18 +40,18 @@ _CLOSE_UP = [
         (r"\b(\d{1,3}), (?=\d{3}\b)", r"\1,"),  # 1,000
     )
 ]
-# Neither an ellipsis nor the end of an abbreviation like i.e. ends a sentence for certain.
+# An ellipsis or an abbreviation such as i.e. does not always end a sentence.
 _SENTENCE_START = re.compile(r"""(^\W*|(?<!\.)(?<!\.\w)[.!?]["')\]]* ["'(\[]*)(\w)""")
 _PRONOUN = re.compile(r"(?<![\w-])i(?![\w-]|\.\w)")
 
 
 def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
-    r"""Standardise texts and split them at white space.
+    r"""Standardises texts and splits them at white space.
 
     `published` does what the published script's `custom_standardization` and the split of
     `keras.layers.TextVectorization` do: ASCII letters to lower case, `<br />` to a space, a space
     before each ASCII punctuation character but the backslash, then a split at runs of ASCII white
-    space (space, \t, \n, \v, \f, \r and nothing else).  `spaced` also puts a space after each
+    space (space, \t, \n, \v, \f, \r and nothing else). `spaced` also puts a space after each
     of those characters, so that `"hello` and `.i` fall apart.
 
     Args:
@@ -59,7 +59,7 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
         style: One of `STYLES`.
 
     Returns:
-        (N,) lists of string tokens; a text that holds none gives an empty list.
+        (N,) lists of string tokens; a text without any gives an empty list.
 
     Raises:
         ValueError: The style is unknown.
@@ -75,9 +75,8 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data or b"", np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
-    # No space is put anywhere: a token begins where one would be, or was, and ends where the next
-    # one begins, once white space is left out.
-    # take and compress: twice as fast as the same by index.
+    # No space is inserted: a token begins where a space is or would be, and once white space is
+    # dropped it ends where the next one begins. take and compress are twice as fast as indexing.
     kinds = _KINDS.take(letters)
     begins = kinds == _MARK
     begins[1:] |= kinds[:-1] == _SPACE if style == "published" else kinds[:-1] != _OTHER
@@ -94,14 +93,13 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
 
 
 def detokenise(tokens: Iterable[str]) -> str:
-    """Turn tokens of either style into readable English, for display.
+    """Turns tokens of either style into readable English, for display.
 
-    Punctuation, quotes, contractions, ellipses, hyphens, fractions and numbers are closed up;
-    sentences and the pronoun I get their capitals.  Only spaces and upper case change: no other
-    character is lost or moved.
+    Closes up punctuation, quotes, contractions, ellipses, hyphens, fractions and numbers, and
+    capitalises sentences and the pronoun I. Nothing but spaces and upper case changes.
 
     Args:
-        tokens: The tokens in order; padding is left out, `[UNK]` stays as it is.
+        tokens: The tokens in order. Padding is left out, `[UNK]` stays as it is.
 
     Returns:
         One line of text.
@@ -114,5 +112,5 @@ def detokenise(tokens: Iterable[str]) -> str:
 
 
 def _upper(letter: str) -> str:
-    """Upper-case a letter where lower-casing gives it back (it would not for the dotless i)."""
+    """Returns the capital of a letter, unless its lower case is another letter (the dotless i)."""
     return letter.upper() if letter.upper().lower() == letter else letter

@@ -1,7 +1,7 @@
-"""What simple models lose on the same text, so that a reader knows what a loss means.
+"""The loss of simple models on the same text, for comparison.
 
-Token ids are those of a `minigpt.vocabulary.Vocabulary`: 0 is padding and never a word, [UNK] is a
-word like any other.  No function here knows more than counts of the training reviews.
+Token ids are those of a `minigpt.data.tokenizer.Tokenizer`: 0 is padding and never a word, [UNK] is
+a word like any other. The models are counts over the training reviews.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,18 @@ Ints = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
-BEGIN = 0  # stands before each review; padding's id, which no token has
-_PIECE = 2000  # texts counted at a time
+BEGIN = 0  # begins each review; the id of padding, which no token has
+_PIECE = 2000  # texts to count at a time
 
 
 def byte_unigram(texts: pa.Array | pa.ChunkedArray) -> Floats:
-    """Counts the bytes of texts, each of them 1 more than found (add-one smoothing).
+    """Counts the bytes of texts, with add-one smoothing.
 
     Args:
-        texts: strings whose words a single space separates; a space ends the last one too.
+        texts: Strings whose words are separated by single spaces; each text gets a final one.
 
     Returns:
-        (256,) nats of each byte; the space's is what the end of a word costs.
+        (256,) nats of each byte; a space is the end of a word.
     """
     counts = np.ones(256, np.int64)
     for start in range(0, len(texts), _PIECE):
@@ -35,16 +35,16 @@ def byte_unigram(texts: pa.Array | pa.ChunkedArray) -> Floats:
 
 
 def spelling(words: Sequence[str], byte_nats: Floats) -> Floats:
-    """What words cost letter by letter, in nats: their UTF-8 bytes and the space that ends each."""
+    """Returns the nats of words byte by byte: of their UTF-8 bytes and the space that ends each."""
     return np.array([byte_nats[list(f"{word} ".encode())].sum() for word in words], np.float64)
 
 
 def word_unigram(train_ids: Ints, words: int) -> Floats:
-    """Counts words, each of them 1 more than found (add-one smoothing).
+    """Counts words, with add-one smoothing.
 
     Args:
-        train_ids: the token ids of the training reviews.
-        words: entries of the vocabulary, padding included.
+        train_ids: The token ids of the training reviews.
+        words: The number of the tokenizer's tokens, padding included.
 
     Returns:
         (words,) nats of each word; infinite for padding.
@@ -58,31 +58,31 @@ def word_unigram(train_ids: Ints, words: int) -> Floats:
 def kneser_ney(
     train: tuple[Ints, Offsets], test: tuple[Ints, Offsets], words: int, order: int = 5
 ) -> Floats:
-    """Trains an interpolated Kneser-Ney n-gram model and says what it loses on each test token.
+    """Trains an interpolated Kneser-Ney n-gram model and computes the loss of each test token.
 
-    Kneser and Ney (1995) as interpolated by Chen and Goodman (1999), with one discount an order,
-    n1 / (n1 + 2 n2): the longest n-grams by their counts, shorter ones by the number of words seen
-    before them, the last ones interpolated with the uniform distribution.  A review begins with
-    `order` - 1 begin symbols and knows nothing of the one before.  Where no n-gram of an order
-    stands there once, its discount is 1/2.
+    The model is Kneser and Ney's (1995) as interpolated by Chen and Goodman (1999), with one
+    discount per order, n1 / (n1 + 2 n2), or 1/2 if no n-gram of the order occurs once. The longest
+    n-grams have their counts, shorter ones the number of different words before them, and unigrams
+    are interpolated with the uniform distribution. Each review begins with `order` - 1 begin
+    symbols and is independent of the one before.
 
-    One pass numbers the n-grams of both texts together, an order after the other; an n-gram is
-    known by the number of its history and its last word.  At IMDB's size (13.1 million training
-    tokens, order 5) that takes 13 s of one core and at most 2 GB.
+    The n-grams of both texts are numbered together, order by order: an n-gram is the number of its
+    history and its last word. For 13.1 million training tokens (IMDB's) and order 5 that takes 13 s
+    on one core and at most 2 GB.
 
     Args:
-        train: token ids of reviews in a row, and (N + 1,) offsets of the reviews.
-        test: likewise.
-        words: entries of the vocabulary, padding included.
+        train: The token ids of reviews in a row, and (N + 1,) offsets of the reviews.
+        test: Likewise.
+        words: The number of the tokenizer's tokens, padding included.
         order: n.
 
     Returns:
-        Nats of each test token, given all of its review that comes before.
+        Nats of each test token, given the tokens before it in its review.
     """
     stream, places = _pad([train, test], order - 1)
     learned, asked = places[: len(train[0])], places[len(train[0]) :]
     probabilities = np.full(len(asked), 1 / (words - 1))
-    histories, grams = np.zeros_like(stream), stream  # of each place: numbers of what ends there
+    histories, grams = np.zeros_like(stream), stream  # numbers of the n-grams that end at a place
     for n in range(1, order + 1):
         if n == order:
             longer = grams
@@ -108,7 +108,7 @@ def kneser_ney(
 
 
 def _pad(texts: Sequence[tuple[Ints, Offsets]], begins: int) -> tuple[Ints, Offsets]:
-    """All reviews in a row with begin symbols before each, and the places of their tokens."""
+    """Returns all reviews in a row with begin symbols before each, and the places of tokens."""
     lengths = np.concatenate([np.diff(offsets) for _, offsets in texts])
     ids = np.concatenate([ids for ids, _ in texts])
     places = np.arange(len(ids)) + begins * np.repeat(np.arange(1, len(lengths) + 1), lengths)
@@ -118,18 +118,18 @@ def _pad(texts: Sequence[tuple[Ints, Offsets]], begins: int) -> tuple[Ints, Offs
 
 
 def _before(numbers: Ints) -> Ints:
-    """Of each place what ends just before it.  Across reviews too: those are never looked at."""
+    """Returns what ends just before each place, even across reviews, where nothing looks it up."""
     return np.concatenate([numbers[:1], numbers[:-1]])
 
 
 def _number(histories: Ints, stream: Ints, words: int) -> Ints:
-    """Numbers the n-grams that are a history and a last word: the same number for the same one."""
+    """Numbers the n-grams that consist of a history and a last word; equal ones get one number."""
     keys = histories.astype(np.int64) * words + stream
     return np.asarray(pa.array(keys).dictionary_encode().indices)
 
 
 def _one_place_each(numbers: Ints, places: Offsets) -> Ints:
-    """For each number that stands at the places, one of them."""
+    """Returns one of the places of each number that occurs there."""
     place = np.full(_kinds(numbers), -1, np.int32)
     place[numbers[places]] = places
     return place[place >= 0]

@@ -5,10 +5,12 @@ model.  Both are done in blocks instead, with the same result.
 Shapes: B texts, L tokens of text so far, V words, R rounds.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from keras import ops
+
+from minigpt.config import SamplingConfig
 
 BLOCK = 32  # words to a block: near the square root of V / top_k, where the two stages cost alike
 
@@ -17,41 +19,39 @@ BLOCK = 32  # words to a block: near the square root of V / top_k, where the two
 ROUNDS = 16
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen, in the order of application.
+def rounds(sampling: SamplingConfig) -> int:
+    """Returns R, the number of uniform numbers that one token may need."""
+    return ROUNDS if sampling.top_p < 1 else 1
 
-    Attributes:
-        max_tokens: N, tokens written after the prompt.
-        temperature: divides the logits; 0 takes the most probable token (greedy).
-        top_k: keep the k most probable tokens (Fan et al., 2018); 0: all.
-        top_p: keep the most probable tokens up to this mass (Holtzman et al., 2020); 1: all.
-        min_p: keep tokens of at least this share of the top one's probability (Nguyen et al.,
-            2024); 0: all.
-        repetition_penalty: divides positive and multiplies negative logits of tokens that stand in
-            the text (Keskar et al., 2019); 1: off.
-        allow_unknown: whether [UNK] may be written.
-        seed: the same seed writes the same text.
+
+def next_tokens(
+    logits: Any, text: Any, uniforms: Any, sampling: SamplingConfig, knobs: Mapping[str, Any]
+) -> Any:
+    """Chooses the next token of each text.
+
+    Args:
+        logits: float32 (B, V), -inf where a word must not be written.
+        text: int32 (B, L), token ids.
+        uniforms: float32 (B, R) in [0, 1).
+        sampling: Which of the samplers are on.
+        knobs: The values of `temperature`, `top_p`, `min_p` and `repetition_penalty`. As tensors,
+            they change without another compilation.
+
+    Returns:
+        int32 (B,), token ids.
     """
-
-    max_tokens: int
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    allow_unknown: bool = False
-    seed: int = 0
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is taken."""
-        return self.temperature == 0 or self.top_k == 1
-
-    @property
-    def rounds(self) -> int:
-        """R, the uniform numbers that one token may need."""
-        return ROUNDS if self.top_p < 1 else 1
+    if sampling.repetition_penalty != 1:
+        logits = penalise(logits, text, knobs["repetition_penalty"])
+    if sampling.greedy:
+        return largest(logits, 1)[1][:, 0]
+    return choose(
+        logits,
+        uniforms,
+        knobs["temperature"],
+        sampling.top_k,
+        knobs["top_p"] if sampling.top_p < 1 else None,
+        knobs["min_p"] if sampling.min_p > 0 else None,
+    )
 
 
 def penalise(logits: Any, text: Any, penalty: Any) -> Any:

@@ -1,31 +1,31 @@
 """The report of a retraining, in Markdown that GitHub shows in a job summary or a comment."""
 
-import csv
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt.common import paths
+from minigpt import config
+from minigpt.common import files, paths
 from minigpt.common.errors import InputError
-from minigpt.tracking import champion, mirror, registry
+from minigpt.common.redaction import redact
+from minigpt.tracking import gate, registry, store
+from minigpt.tracking.markdown import escape, table
 
-FIGURES = ("bits_per_byte", "loss", "perplexity", "accuracy", "unk_share", "copied_run_p95")
 MARKER = "<!-- minigpt retrain -->"  # by which the workflow finds its comment again
-LITERAL = {ord(character): f"&#{ord(character)};" for character in "<>&\\`*_|[]~@#"}
 LONGEST_DIFF = 100  # lines of a table: a comment on GitHub holds 65,536 characters
 
 
 def page(root: Path, base: str, stages: Sequence[Any], failed: bool) -> str:
-    """Writes the report of the run that the files of the project tell of.
+    """Returns the report of the run that the project's files describe.
 
     Args:
-        root: the project's folder.
-        base: the revision that parameters and metrics are compared with.
-        stages: name, outcome and seconds of each, in the order in which they ran.
-        failed: whether the pipeline failed; then only what is sure is told.
+        root: The project's folder.
+        base: The revision that parameters and metrics are compared with.
+        stages: Name, outcome and seconds of each, in the order in which they ran.
+        failed: Whether the pipeline failed; the report is then the table of stages alone.
     """
     timing = table(
         ("stage", "outcome", "seconds"),
@@ -33,47 +33,35 @@ def page(root: Path, base: str, stages: Sequence[Any], failed: bool) -> str:
     )
     if failed:
         at = f" at `{stages[-1].name}`" if stages else ""
-        return f"{MARKER}\n# Retraining failed{at}\n\nThe log tells why.\n\n## Stages\n\n{timing}"
-    gate = json.loads((root / paths.GATE).read_text())
-    registered = json.loads((root / paths.REGISTERED).read_text())
-    rows = list(csv.DictReader((root / paths.LOSSES).read_text().splitlines()))
-    uri = mirror.tracking_uri(root)
+        return f"{MARKER}\n# Retraining failed{at}\n\nSee the log.\n\n## Stages\n\n{timing}"
+    verdict = _json(root / paths.GATE)
+    registered = _json(root / paths.REGISTERED)
+    uri = store.tracking_uri(root)
     return "\n".join(
         [
-            f"{MARKER}\n# Retraining: {gate['verdict']}\n",
-            f"{escape(gate['reason'])}\n",
-            _sides(gate),
+            f"{MARKER}\n# Retraining: {verdict['verdict']}\n",
+            f"{escape(verdict['reason'])}\n",
+            _sides(verdict),
             f"## What changed against `{base}`\n",
             _diff(root, "params", base),
             _diff(root, "metrics", base),
             "## Loss by epoch\n",
-            curves(rows),
+            curves(files.read_csv(root / paths.LOSSES)),
             "## Texts, from the same prompts and seeds\n",
-            _texts(root, uri, registered["name"], gate),
+            _texts(root, uri, registered["name"], verdict),
             f"## Stages\n\n{timing}",
             f"## MLflow\n\n{_links(uri, registered)}",
         ]
     )
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table; what stands in a cell can't end it."""
-    lines = [header, ["---"] * len(header), *([escape(cell) for cell in row] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def escape(value: Any) -> str:
-    """A value as Markdown shows it literally, on one line: a model may write anything."""
-    return " ".join(str(value).split()).translate(LITERAL)
-
-
 def curves(rows: Sequence[dict[str, str]]) -> str:
-    """The losses of each epoch as a chart that GitHub draws.
+    """Returns the losses of each epoch, as a chart that GitHub draws and as a table.
 
     See https://mermaid.js.org/syntax/xyChart.html.
 
     Args:
-        rows: lines of losses.csv.
+        rows: Of reports/losses.csv.
     """
     lines = {name: [row[name] for row in rows] for name in ("loss", "val_loss") if name in rows[0]}
     values = [float(value) for line in lines.values() for value in line]
@@ -89,11 +77,11 @@ def curves(rows: Sequence[dict[str, str]]) -> str:
     ])  # fmt: skip
 
 
-def _sides(gate: dict[str, Any]) -> str:
-    ours, theirs = gate["challenger"], gate["champion"] or {}
+def _sides(verdict: dict[str, Any]) -> str:
+    ours, theirs = verdict["challenger"], verdict["champion"] or {}
     rows = [
         (name, *(f"{side[name]:.4f}" if name in side else "-" for side in (ours, theirs)))
-        for name in FIGURES
+        for name in gate.FIGURES
         if name in ours
     ]
     header = ["", *(_version(side, what) for side, what in ((ours, "this"), (theirs, "champion")))]
@@ -117,41 +105,50 @@ def _diff(root: Path, kind: str, base: str) -> str:
     return shown if lines else f"No {kind} changed.\n"
 
 
-def _texts(root: Path, uri: str, name: str, gate: dict[str, Any]) -> str:
-    """What this model and the champion of before it write."""
-    from minigpt.generation.decoding import Generator, Sampling
-    from minigpt.model import directory  # only where they are needed: they load TensorFlow
-
-    ours = [json.loads(line) for line in (root / paths.SAMPLES).read_text().splitlines()]
-    before = (gate["champion"] or {}).get("version")
+def _texts(root: Path, uri: str, name: str, verdict: dict[str, Any]) -> str:
+    """Returns what this model and the previous champion write."""
+    ours = files.read_json_lines(root / paths.SAMPLES)
+    before = (verdict["champion"] or {}).get("version")
     if before is None:
         return table(("prompt", "this"), [(row["prompt"], row["text"]) for row in ours])
-    settings = {key: value for key, value in ours[0].items() if key not in ("prompt", "text")}
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            fetched = registry.fetch(uri, name, before, Path(folder))
+    theirs = _written(uri, name, before, ours)
+    return table(
+        ("prompt", "this", f"champion (version {before})"),
+        [(row["prompt"], row["text"], text) for row, text in zip(ours, theirs, strict=True)],
+    )
+
+
+def _written(uri: str, name: str, version: str, rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns what a version writes after the prompts of samples.jsonl, with their settings."""
+    from minigpt.generation.decoding import Generator
+    from minigpt.model import directory  # only where they are needed: they load TensorFlow
+
+    settings = {key: rows[0][key] for key in config.SamplingConfig.model_fields}
+    sampling = config.validate(config.SamplingConfig, settings)
+    with tempfile.TemporaryDirectory() as folder:
+        fetched = registry.fetch(uri, name, version, Path(folder))
+        try:
             if fetched is None:
                 raise InputError("it holds no model directory")
             theirs = directory.load(fetched)
-            style = theirs.config["vocabulary"]["style"]
-            write = Generator(theirs.network, theirs.vocabulary, style)
-            texts = write([row["prompt"] for row in ours], Sampling(**settings))
-    except InputError as error:
-        texts = [f"(the champion can't write this: {error})"] * len(ours)
-    return table(
-        ("prompt", "this", f"champion (version {before})"),
-        [(row["prompt"], row["text"], text) for row, text in zip(ours, texts, strict=True)],
-    )
+            generator = Generator(theirs.network, theirs.tokenizer)
+            return generator([row["prompt"] for row in rows], sampling)
+        except InputError as error:
+            return [f"(the champion can't write this: {error})"] * len(rows)
 
 
 def _links(uri: str, registered: dict[str, Any]) -> str:
     name, version, run_id = (registered[key] for key in ("name", "version", "run_id"))
-    where = mirror.redact(uri)
+    where = redact(uri)
     if not uri.startswith(("http://", "https://")):
         return f"Run {run_id}, version {version or '-'} of {name}, in {where}\n"
-    with champion.store(uri) as client:
+    with store.open_store(uri) as client:
         experiment = client.get_run(run_id).info.experiment_id
     links = [f"[run {run_id}]({where}/#/experiments/{experiment}/runs/{run_id})"]
     if version:
         links.append(f"[version {version} of {name}]({where}/#/models/{name}/versions/{version})")
     return "\n".join(f"- {link}" for link in links) + "\n"
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8")))

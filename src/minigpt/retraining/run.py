@@ -1,18 +1,18 @@
-"""Retraining on any machine: pull, reproduce, report, push.  `make retrain` and CI run this file.
+"""Retraining on any machine: pull, reproduce, report, push.
 
-It is told what to do by environment variables, so that nothing from outside is ever part of a
-command: RETRAIN_EXPERIMENT (a file of conf/experiment/), RETRAIN_OVERRIDES (such as
-`train.epochs=3 sample.seed=7`), RETRAIN_BASE (the revision that the report compares with) and
-RETRAIN_PUSH (false: nothing is pushed to the DVC remote).
+Environment variables say what to do, so that nothing from outside is ever part of a command:
+RETRAIN_EXPERIMENT (a file of conf/experiment/), RETRAIN_OVERRIDES (such as `train.epochs=3
+sample.seed=7`), RETRAIN_BASE (the revision that the report compares with) and RETRAIN_PUSH (false:
+nothing is pushed to the DVC remote).
 """
 
 import os
 import re
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt.common import files
@@ -20,7 +20,7 @@ from minigpt.common.errors import InputError
 
 REPORT = Path("reports/retrain.md")
 OVERRIDE = re.compile(r"\+?[a-z_]+(\.[a-z0-9_]+)+=[^$]*")  # no `$`: nothing is interpolated
-# What DVC prints of a stage, and what that means for it.
+# What DVC prints about a stage, and what that means for it.
 STAGE_LINES = {
     "ran": re.compile(r"Running stage '(\w+)'"),
     "from the run-cache": re.compile(r"Stage '(\w+)' is cached"),
@@ -28,27 +28,28 @@ STAGE_LINES = {
 }
 
 
+@dataclass
 class Stage:
-    """What became of a stage: its outcome, and the seconds that it has taken."""
+    """What became of a stage, and the seconds that it took."""
 
-    def __init__(self, name: str, outcome: str) -> None:
-        self.name, self.outcome, self.seconds = name, outcome, 0.0
+    name: str
+    outcome: str
+    seconds: float = 0.0
 
 
 def main() -> int:
-    """Retrains and writes the report, also when the pipeline fails.
+    """Retrains and writes the report, also if the pipeline fails.
 
     Returns:
-        The exit code: that of the first command that failed; 2 for an override that makes no sense.
+        The exit code of the first command that failed.
+
+    Raises:
+        InputError: An override makes no sense, or MLflow can't be used for the report.
     """
-    try:
-        command = reproduce_command(os.environ)
-    except InputError as error:
-        print(f"error: retrain: {error}", file=sys.stderr)
-        return 2
+    command = reproduce_command(os.environ)
     remote = bool(_printed("dvc", "remote", "list"))
     if remote:
-        # Without a lock, or where the remote has not all of it, the stages make what is missing.
+        # Without a lock, or if the remote lacks some of it, the stages make what is missing.
         _run("dvc", "pull", "--run-cache", "--allow-missing")
     code, stages = _reproduce(command)
     from minigpt.retraining import report  # only now: it loads MLflow
@@ -62,10 +63,10 @@ def main() -> int:
 
 
 def reproduce_command(environment: Mapping[str, str]) -> list[str]:
-    """The command that runs the pipeline, as the environment asks for it.
+    """Returns the command that runs the pipeline as the environment asks for it.
 
     Raises:
-        InputError: an override isn't of the form key=value, or would be interpolated.
+        InputError: An override is not of the form key=value, or would be interpolated.
     """
     choices = []
     if experiment := environment.get("RETRAIN_EXPERIMENT", "").strip():
@@ -86,7 +87,7 @@ def reproduce_command(environment: Mapping[str, str]) -> list[str]:
 
 
 def _reproduce(command: Sequence[str]) -> tuple[int, list[Stage]]:
-    """Runs the pipeline, passing on what it prints, and takes the time of each stage."""
+    """Runs the pipeline, passes on what it prints, and measures the time of each stage."""
     print("$", shlex.join(command), flush=True)
     stages: list[Stage] = []
     began = time.monotonic()
@@ -117,7 +118,3 @@ def _run(*command: str) -> int:
 
 def _printed(*command: str) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,10 @@
-"""A Bayesian search over the configuration: every trial is an experiment of DVC's.
+"""A Bayesian search over the configuration: every trial is an experiment of DVC.
 
-Optuna (Akiba et al., 2019, https://optuna.readthedocs.io) proposes values by its tree-structured
-Parzen estimator and remembers the trials in search.db; `dvc exp run --temp` runs them, and MLflow
-shows their runs under one parent.
+Optuna (Akiba et al., 2019, https://optuna.readthedocs.io) proposes values with its tree-structured
+Parzen estimator and keeps the trials in search.db; `dvc exp run --temp` runs them, and MLflow shows
+their runs under one parent.
 """
 
-import fcntl
 import json
 import logging
 import subprocess
@@ -18,8 +17,9 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
+from minigpt.common import locks
 from minigpt.common.errors import InputError
-from minigpt.tracking import champion, mirror
+from minigpt.tracking import store
 
 log = logging.getLogger(__name__)
 
@@ -27,38 +27,31 @@ STORE = "search.db"
 
 
 def search(root: Path, space_file: Path, name: str, trials: int, fixed: Sequence[str]) -> str:
-    """Runs trials until the study has as many as are asked for; goes on where it was stopped.
+    """Runs trials until the study has as many as asked for; continues an interrupted search.
 
     Args:
-        root: the project's folder.
+        root: The project's folder.
         space_file: conf/search.yaml.
-        name: of the study; trial 3 is the experiment NAME-0003.
-        trials: in all, those of earlier calls included.
-        fixed: settings that all trials have in common, as `dvc exp run -S` takes them.
+        name: Of the study; trial 3 is the experiment NAME-0003.
+        trials: In all, including those of earlier calls.
+        fixed: Settings that all trials have in common, as `dvc exp run -S` takes them.
 
     Returns:
         The best trial, for a person.
 
     Raises:
-        InputError: the file makes no sense, another search of this name is running, or a trial
-            failed; what is done is kept.
+        InputError: The file makes no sense, another search of this name is running, or a trial
+            failed; finished trials are kept.
     """
     metric, space = _read(space_file)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=f"sqlite:///{root / STORE}",
-        study_name=name,
-        load_if_exists=True,
-    )
-    # With the same seed again, a search that goes on would propose what it began with.
-    study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
     lock = root / ".dvc/tmp" / f"search-{name}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"a search {name} is running already: wait for its end") from None
+    busy = "process {pid} runs a search of this name already: wait until it ends"
+    with locks.hold(lock, wait_s=0, busy=busy):
+        storage = store.sqlite_uri(root / STORE)
+        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        # With the same seed again, a continued search would repeat its first proposals.
+        study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
         for left in study.get_trials(states=[TrialState.RUNNING]):  # by a search that was killed
             study.tell(left.number, state=TrialState.FAIL)
             study.enqueue_trial(left.params)
@@ -80,19 +73,19 @@ def search(root: Path, space_file: Path, name: str, trials: int, fixed: Sequence
     found = " ".join(f"-S {key}={value}" for key, value in best.params.items())
     return (
         f"best of {trials}: {name}-{best.number:04d}, {metric['key']} {best.value:.4f}, {found}\n"
-        f"take it into the workspace: dvc exp apply {name}-{best.number:04d}"
+        f"to take it into the workspace: dvc exp apply {name}-{best.number:04d}"
     )
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
     try:
-        read = yaml.safe_load(path.read_text())
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
         metric, space = read["metric"], read["space"]
         sound = {"file", "key"} == set(metric) and all(
             {"choices"} == set(given) or {"low", "high"} <= set(given) <= {"low", "high", "log"}
             for given in space.values()
         )
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} can't be used: {error}") from None
     if not sound or not space:
         raise InputError(
@@ -112,29 +105,28 @@ def _suggest(trial: optuna.Trial, key: str, given: Mapping[str, Any]) -> Any:
 
 
 def _run(root: Path, experiment: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Runs an experiment and reads the JSON of its reports."""
+    """Runs an experiment and returns the content of its reports in JSON, by path."""
     choices = [part for setting in settings for part in ("-S", setting)]
     command = ["dvc", "exp", "run", "--temp", "--name", experiment, *choices]
     if subprocess.run(command, cwd=root).returncode:
-        raise InputError(f"the trial {experiment} failed, see above; mend it and search again")
+        raise InputError(f"the trial {experiment} failed, see above; fix that and search again")
     with tempfile.TemporaryDirectory() as folder:
         get = ["dvc", "get", "--quiet", ".", "reports", "--rev", experiment]
         subprocess.run([*get, "--out", f"{folder}/reports"], cwd=root, check=True)
-        files = Path(folder, "reports").glob("*.json")
-        return {f"reports/{file.name}": json.loads(file.read_text()) for file in files}
+        return {
+            f"reports/{file.name}": json.loads(file.read_text(encoding="utf-8"))
+            for file in Path(folder, "reports").glob("*.json")
+        }
 
 
 def _adopt(root: Path, name: str, run_id: str, study: optuna.Study) -> None:
-    """Puts a trial's run under the search's, which holds the best so far."""
-    with champion.store(mirror.tracking_uri(root)) as client:
+    """Puts a trial's run under the search's run, which shows the best so far."""
+    with store.open_store(store.tracking_uri(root)) as client:
         experiment = client.get_run(run_id).info.experiment_id
-        tag = f"tags.`minigpt.search` = '{name}'"
-        found = client.search_runs([experiment], tag)
-        parent = (
-            found[0]
-            if found
-            else client.create_run(experiment, run_name=name, tags={"minigpt.search": name})
-        ).info.run_id
+        found = client.search_runs([experiment], f"tags.`minigpt.search` = '{name}'")
+        tags = {"minigpt.search": name}
+        run = found[0] if found else client.create_run(experiment, run_name=name, tags=tags)
+        parent = run.info.run_id
         client.set_tag(run_id, "mlflow.parentRunId", parent)
         best = study.best_trial
         client.log_metric(parent, "best", best.value or 0.0, step=study.trials[-1].number)

@@ -1,1 +1,1 @@
-"""One file per stage of dvc.yaml; `python -m minigpt.stages NAME` runs one."""
+"""The stages of dvc.yaml, one file each."""

@@ -1,4 +1,4 @@
-"""conf/ and params.yaml -> resolved.yaml."""
+"""Composes conf/ as params.yaml selects -> resolved.yaml."""
 
 from minigpt import config
 from minigpt.common import paths

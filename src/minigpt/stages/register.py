@@ -1,79 +1,109 @@
-"""model/ and reports/evaluation.json -> a version in MLflow's registry, if it passes the gate."""
+"""Registers the model: model/ and its evaluation -> a version in MLflow's registry and the gate."""
 
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from minigpt import config
 from minigpt.common import files, paths, progress
-from minigpt.data import corpus, tokenizer
+from minigpt.common.errors import InputError
+from minigpt.data import corpus
 from minigpt.evaluation import baselines, held_out
 from minigpt.model import directory
-from minigpt.tracking import gate, mirror, registry
+from minigpt.tracking import card, gate, registry
+from minigpt.tracking.mirror import Mirror
 
 log = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Registers the model unless it breaks a limit, after whatever MLflow missed of its run."""
-    everything = config.load(paths.RESOLVED)
-    train_id = json.loads(paths.RUN.read_text())["train_id"]
-    tracker = mirror.Tracker(train_id, config.as_dict(everything), Path.cwd(), strict=True)
-    mirror.replay(tracker, paths.REPORTS)
-    tracker.evaluation(paths.REPORTS)
-    evaluated = json.loads(paths.EVALUATION.read_text())
-    settings, measured = asdict(everything.gate), gate.figures(evaluated)
-    name = everything.tracking.model_name
-    registered: dict[str, Any] = {"name": name, "version": None, "run_id": tracker.run_id}
-    if found := gate.broken(measured, settings):
-        outcome = {
-            "verdict": "refused",
-            "reason": gate.explain(found),
-            "settings": settings,
-            "challenger": measured | {entry["figure"]: entry["value"] for entry in found},
-            "champion": None,
-            "broken": found,
-        }
-    else:
-        words = tokenizer.load(paths.MODEL / directory.VOCABULARY_FILE)
-        data = gate.measured_on(evaluated)
-        registered |= registry.register(
-            tracker,
-            paths.MODEL,
-            name=name,
-            alias=everything.tracking.alias,
-            prompts=everything.sample.prompts[:1],
-            tags={key: str(value) for key, value in measured.items()}
-            | {"minigpt.held_out": data["held_out"] or "none", "minigpt.vocabulary": words.sha256},
+    """Registers the model unless it breaks a limit, and decides whether it is the champion."""
+    settings = config.load(paths.RESOLVED)
+    evaluation = _json(paths.EVALUATION)
+    trained = directory.load(paths.MODEL)
+    if evaluation["model"] != trained.sha256:
+        raise InputError(
+            f"{paths.EVALUATION} describes another model than {paths.MODEL}: run `dvc repro "
+            "evaluate`"
         )
-        own = {"version": registered["version"], "vocabulary": words.sha256}
-        challenger = {**own, **data, **measured}
-        fraction = everything.sequences.validation_fraction
+    limits, figures = settings.gate.model_dump(mode="json"), gate.figures(evaluation)
+    mirror = Mirror(Path.cwd(), settings, strict=True)
+    mirror.send()
 
-        def measure(path: Path) -> dict[str, float]:
-            return _measure(path, fraction)
-
-        outcome = registry.challenge(tracker.uri, name, challenger, settings, measure)
+    registered: dict[str, Any]
+    if found := gate.broken(figures, limits):
+        registered = _unregistered(settings, mirror, trained.sha256)
+        outcome = _refused(found, figures, limits)
+    else:
+        measured_on = gate.measured_on(evaluation, trained.tokenizer.sha256)
+        registered = registry.register(
+            mirror,
+            paths.MODEL,
+            name=settings.tracking.model_name,
+            alias=settings.tracking.alias,
+            prompts=[files.read_json_lines(paths.SAMPLES)[0]["prompt"]],
+            tags={**figures, registry.MEASURED_ON: measured_on},
+            description=lambda version: _card(settings, mirror, version, evaluation),
+        )
         log.info("registered %s as @%s", registered["uri"], registered["alias"])
-    text = f"{outcome['verdict']}: {outcome['reason']}"
-    tracker.attempt(lambda client: client.set_tag(tracker.run_id, "minigpt.gate", text))
+        challenger = {"version": registered["version"], "measured_on": measured_on, **figures}
+        name, fraction = registered["name"], settings.sequences.validation_fraction
+        outcome = registry.challenge(
+            mirror.uri, name, challenger, limits, lambda model: _measure(model, fraction)
+        )
+    description = _card(settings, mirror, registered["version"], evaluation)
+    files.write_text(paths.MODEL_CARD, description)
     files.write_json(paths.REGISTERED, registered)
-    files.write_json(paths.GATE, outcome)
-    log.info("the gate: %s", text)
+    files.write_json(paths.GATE, {**outcome, "model": trained.sha256})
+    mirror.send()
+    log.info("the gate: %s: %s", outcome["verdict"], outcome["reason"])
 
 
-def _measure(path: Path, validation_fraction: float) -> dict[str, float]:
+def _unregistered(settings: config.Config, mirror: Mirror, model: str) -> dict[str, Any]:
+    name = settings.tracking.model_name
+    return {"name": name, "version": None, "run_id": mirror.run_id, "model": model}
+
+
+def _refused(
+    broken: list[dict[str, Any]], figures: Mapping[str, float], limits: Mapping[str, float]
+) -> dict[str, Any]:
+    shown = {entry["figure"]: entry["value"] for entry in broken}  # NaN is not JSON
+    return {
+        "verdict": "refused",
+        "reason": gate.explain(broken),
+        "settings": limits,
+        "challenger": {**figures, **shown},
+        "champion": None,
+        "broken": broken,
+    }
+
+
+def _card(
+    settings: config.Config, mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]
+) -> str:
+    return card.model_card(
+        settings,
+        version=version,
+        run=_json(paths.RUN),
+        evaluation=evaluation,
+        provenance=mirror.provenance(),
+    )
+
+
+def _measure(model: directory.ModelDirectory, validation_fraction: float) -> dict[str, float]:
     """The figures of another model on the reviews that are held out here."""
     reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
     mask = corpus.is_validation(reviews["id"], validation_fraction)
-    other = directory.load(path)
     return held_out.measure(
-        other.network,
-        other.vocabulary,
-        other.config["vocabulary"]["style"],
+        model.network,
+        model.tokenizer,
         reviews["text"].filter(mask),
         baselines.byte_unigram(held_out.plain(reviews["text"].filter(~mask))),
         progress=progress.bar("the champion on these reviews", "windows"),
     )
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,8 +1,8 @@
-"""data/reviews.parquet and data/vocabulary.txt -> data/sequences/."""
+"""Encodes the reviews: data/reviews.parquet and data/tokenizer/ -> data/sequences/."""
 
 import logging
 
-import tensorflow  # noqa: F401 - here, while what it prints as it loads is kept from the log
+import tensorflow  # noqa: F401 - imported here, while the stage runner silences it
 
 from minigpt import config
 from minigpt.common import paths, progress
@@ -13,27 +13,21 @@ log = logging.getLogger(__name__)
 
 def run() -> None:
     """Encodes the reviews and writes the windows of each split as TFRecord shards."""
-    everything = config.load(paths.RESOLVED)
-    settings = everything.sequences
-    words = tokenizer.load(paths.VOCABULARY)
-    batches = corpus.read_batches(paths.REVIEWS, ["id", "text"])
+    settings = config.load(paths.RESOLVED).sequences
+    encoder = tokenizer.load(paths.TOKENIZER)
     encoded = (
         sequences.Encoded(
             batch["id"],
-            *words.encode(batch["text"], everything.vocabulary.style),
+            *encoder.encode(batch["text"]),
             corpus.is_validation(batch["id"], settings.validation_fraction),
         )
-        for batch in batches
+        for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])
     )
     manifest = sequences.write(
         paths.SEQUENCES,
         encoded,
-        length=settings.length,
-        policy=settings.policy,
-        shards=settings.shards,
-        validation_fraction=settings.validation_fraction,
-        vocabulary_sha256=words.sha256,
-        vocabulary_size=len(words),
+        config=settings,
+        tokenizer=encoder,
         progress=progress.bar("sequences", "sequences"),
     )
     for name, split in manifest["splits"].items():

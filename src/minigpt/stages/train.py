@@ -1,194 +1,219 @@
-"""data/sequences/ -> model/, and what happened on the way."""
+"""Trains the model: data/sequences/ and data/tokenizer/ -> model/ and the reports of a training."""
 
-import csv
 import hashlib
-import io
+import importlib.metadata
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow
+import tensorflow  # for tf.data on every backend
+import yaml
 
 from minigpt import config
 from minigpt.common import backend, files, paths, progress
 from minigpt.common.errors import InputError
 from minigpt.data import sequences, tokenizer
-from minigpt.generation.decoding import Generator, Sampling
-from minigpt.model import directory, network
-from minigpt.stages import guard
-from minigpt.tracking.mirror import Tracker
-from minigpt.training import fit
-from minigpt.training.checkpoints import Checkpoints, Epoch, best_epoch
+from minigpt.generation.decoding import Generator
+from minigpt.model import directory
+from minigpt.model.network import MiniGPT
+from minigpt.tracking.mirror import Mirror
+from minigpt.training import fit, optimizers
+from minigpt.training.checkpoints import Checkpoints, best_epoch
 
 log = logging.getLogger(__name__)
 
-# The part of the configuration that made the model; what comes after it may change without it.
-MODEL_SECTIONS = ("vocabulary", "sequences", "model", "train")
-
 
 def run() -> None:
-    """Trains, or goes on from the last checkpoint, and writes the model directory."""
-    everything = config.load(paths.RESOLVED)
-    settings = everything.train
-    words = tokenizer.load(paths.VOCABULARY)
-    manifest = sequences.verify(paths.SEQUENCES, words.sha256)
+    """Trains, or resumes from the last checkpoint, and writes the model directory."""
+    settings = config.load(paths.RESOLVED)
+    words = tokenizer.load(paths.TOKENIZER)
+    manifest = sequences.verify(paths.SEQUENCES, words)
     split = manifest["splits"]["train"]
+    steps = -(-split["sequences"] // settings.train.batch_size)
 
-    if not settings.jit_compile:  # which TensorFlow would silently switch off
-        tensorflow.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(settings.seed)
-    network = _network(everything.model, len(words))
-    trainer = fit.LossModel(network, padded=settings.loss == "padded")
-    steps = -(-split["sequences"] // settings.batch_size)
-    trainer.compile(
-        optimizer=fit.make_optimizer(
-            settings.optimizer,
-            learning_rate=settings.learning_rate,
-            warmup_steps=settings.warmup_steps,
-            decay=settings.decay,
-            total_steps=settings.epochs * steps,
-            weight_decay=settings.weight_decay,
-            clip_norm=settings.clip_norm,
-        ),
-        jit_compile=settings.jit_compile,
+    network = _network(settings, words)
+    trainer = _compiled(network, settings.train, steps)
+    training = _identity(settings, manifest, network)
+    checkpoints = Checkpoints(
+        paths.CHECKPOINTS, training, settings.checkpointing.resume, _recorded_run()
     )
+    if checkpoints.epochs or checkpoints.step:
+        log.info("resuming after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
+    facts = {"train_id": checkpoints.train_id, "training": training, "settings": _facts(network)}
+    mirror = Mirror(Path.cwd(), settings)
+    generator = Generator(network, words)
+
+    def write_texts() -> list[dict[str, Any]]:
+        prompts = settings.preview.prompts
+        texts = generator(prompts, settings.preview)
+        return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+
+    def report() -> None:
+        _write_reports(checkpoints, facts, steps)
+        mirror.send()
+
+    def on_epoch() -> None:
+        epoch = checkpoints.epochs[-1]
+        figures = {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]}
+        log.info("%s", ", ".join(f"{name} {figure:.5g}" for name, figure in figures.items()))
+        for text in epoch.texts:
+            log.info("  %s", text["text"])
+        report()
+
+    def batches(epoch: int, skip: int) -> Any:
+        order = {"seed": settings.train.seed, "epoch": epoch, "skip": skip}
+        return sequences.dataset(paths.SEQUENCES, "train", settings.train.batch_size, **order)
+
     validation = None
     if manifest["splits"]["validation"]["shards"]:
         validation = sequences.dataset(
-            paths.SEQUENCES, "validation", settings.batch_size, seed=None
+            paths.SEQUENCES, "validation", settings.train.batch_size, seed=None
         )
-
-    identity = _identity(everything, manifest, network.dtype_policy.name)
-    _, recorded = guard.recorded().get(paths.RUN.as_posix(), ("", ""))
-    checkpoints = Checkpoints(paths.CHECKPOINTS, identity, settings.resume, recorded)
-    if checkpoints.epochs or checkpoints.step:
-        log.info("going on after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
-    plain = config.as_dict(everything)
-    tracker = Tracker(checkpoints.train_id, plain, Path.cwd())
-    run_settings = _run_settings(network)
-    tracker.settings(run_settings)
-    for epoch in checkpoints.epochs:  # what the interrupted run may not have come to log
-        tracker.epoch(*epoch)
-    preview = asdict(settings.preview)
-    prompts = preview.pop("prompts")
-    write = Generator(network, words, everything.vocabulary.style)
-
-    def write_texts() -> list[dict[str, Any]]:
-        texts = write(prompts, Sampling(**preview))
-        return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
-
-    def report(epoch: Epoch) -> None:
-        figures = {**epoch.row, "tokens_per_s": epoch.timing["tokens_per_s"]}
-        told = ", ".join(f"{name} {figure:.5g}" for name, figure in figures.items())
-        log.info("%s", told)  # "epoch 1, loss 5.2076, ..."
-        for text in epoch.texts:
-            log.info("  %s", text["text"])
-        tracker.epoch(epoch.row, epoch.timing, epoch.texts)
-
-    def data(epoch: int, skip: int) -> Any:
-        order = {"seed": settings.seed, "epoch": epoch, "skip": skip}
-        return sequences.dataset(paths.SEQUENCES, "train", settings.batch_size, **order)
-
     stop = fit.Stop()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    report()
     try:
-        done = fit.fit(
+        fit.fit(
             trainer,
-            data,
+            batches,
             validation,
             checkpoints,
-            epochs=settings.epochs,
+            settings.train,
             steps=steps,
             tokens=split["targets"],
-            seed=settings.seed,
-            checkpoint_steps=settings.checkpoint_steps,
-            early_stopping=settings.early_stopping,
-            keep_best=settings.keep == "best",
+            checkpoint_steps=settings.checkpointing.steps,
+            log_steps=settings.logging.steps,
             write_texts=write_texts,
-            on_epoch=report,
+            on_epoch=on_epoch,
             stop=stop,
             callbacks=[] if sys.stderr.isatty() else [_Lines(steps)],
             verbose=1 if sys.stderr.isatty() else 0,
         )
     except BaseException as error:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
-        log.info("stopped; the last checkpoint is %s, and `dvc repro` goes on from there", at)
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        log.info("stopped; the last checkpoint is %s, and `dvc repro` resumes from it", at)
+        mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
-    directory.save(paths.MODEL, network, words, {name: plain[name] for name in MODEL_SECTIONS})
-    _write_reports(done, checkpoints.train_id, run_settings, settings.keep == "best")
-    tracker.files(paths.REPORTS)
-    tracker.finish()
-    # Not removed: if DVC is killed before it has recorded the outputs, it runs this stage again.
-    checkpoints.finish(hashlib.md5(paths.RUN.read_bytes()).hexdigest())
+    plain = settings.model_dump(mode="json")
+    sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
+    directory.save(paths.MODEL, network, words, sections)
+    _write_metrics(checkpoints, training, settings.train.keep == "best")
+    facts["model"] = directory.digest(paths.MODEL)
+    report()
+    mirror.finish()
+    # If DVC is killed before it has recorded the outputs, it runs this stage again.
+    checkpoints.finish(_md5(paths.RUN))
 
 
-def _network(settings: config.ModelConfig, words: int) -> network.MiniGPT:
-    policy = settings.dtype_policy
+def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
+    chosen = settings.model
+    policy = chosen.dtype_policy
     if policy == "auto":
-        policy = fit.choose_dtype_policy()
-    return network.MiniGPT(
-        settings.vocabulary_size or words,
-        settings.context_length,
-        settings.embed_dim,
-        settings.num_blocks,
-        settings.num_heads,
-        settings.key_dim,
-        settings.feed_forward_dim,
-        settings.dropout,
-        settings.tied_embeddings,
-        dtype=policy,
-        name="minigpt",
+        policy = optimizers.choose_dtype_policy()
+    size = chosen.vocabulary_size or len(words)
+    keras.utils.set_random_seed(settings.train.seed)
+    return MiniGPT(
+        chosen.model_copy(update={"dtype_policy": policy, "vocabulary_size": size}), name="minigpt"
     )
 
 
-def _identity(everything: config.Config, manifest: dict[str, Any], policy: str) -> str:
-    """What a checkpoint depends on: another configuration, data or version starts afresh."""
-    parts = [asdict(everything.model), asdict(everything.train), manifest, keras.__version__]
-    parts += [keras.backend.backend(), policy]
+def _compiled(network: MiniGPT, train: config.TrainConfig, steps: int) -> fit.LossModel:
+    # On JAX, Keras without jit_compile runs each operation by itself, 25 times slower.
+    jit_compile = train.jit_compile or keras.backend.backend() == "jax"
+    if not jit_compile:  # with XLA, TensorFlow would silently leave this out
+        tensorflow.config.experimental.enable_op_determinism()
+    trainer = fit.LossModel(network, padded=train.loss == "padded")
+    optimizer = optimizers.make(train, total_steps=train.epochs * steps)
+    trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
+    return trainer
+
+
+def _identity(settings: config.Config, manifest: dict[str, Any], network: MiniGPT) -> str:
+    """A digest of everything that decides the weights: only a checkpoint with it is resumed."""
+    deps = _yaml(Path("dvc.yaml"))["stages"]["train"]["deps"]
+    code = [path for path in map(Path, deps) if path.parts[0] == "src"]
+    modules = {file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path])}
+    parts = {
+        "model": network.config.model_dump(mode="json"),
+        "train": settings.train.model_dump(mode="json"),
+        "sequences": manifest,
+        "versions": _versions(),
+        "code": {module.as_posix(): files.sha256(module) for module in modules},
+    }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _run_settings(network: network.MiniGPT) -> dict[str, Any]:
-    """What was trained on what, for the run's parameters."""
+def _versions() -> dict[str, str]:
+    name = keras.backend.backend()
+    return {"keras": keras.__version__, name: importlib.metadata.version(name)}
+
+
+def _facts(network: MiniGPT) -> dict[str, Any]:
+    """What this machine and its libraries add to the configuration."""
     return {
         "backend": keras.backend.backend(),
-        "keras": keras.__version__,
+        **_versions(),
         "onednn": os.environ.get(backend.ONEDNN, "as TensorFlow chooses"),
         "cpus": len(os.sched_getaffinity(0)),
-        "dtype_policy": network.dtype_policy.name,
+        "dtype_policy": network.config.dtype_policy,
         "parameters": network.count_params(),
     }
 
 
-def _write_reports(
-    done: list[Epoch], train_id: str, settings: dict[str, Any], keep_best: bool
-) -> None:
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(done[0].row), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(epoch.row for epoch in done)
-    files.write_text(paths.LOSSES, table.getvalue())
-    kept = done[best_epoch(done) - 1] if keep_best else done[-1]
-    metrics = {**kept.row, "epochs": len(done)}
-    files.write_json(paths.TRAIN_METRICS, metrics)
-    files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
+def _recorded_run() -> str:
+    """The md5 of reports/run.json in dvc.lock: of the training that DVC recorded last."""
+    outs = _yaml(Path("dvc.lock")).get("stages", {}).get("train", {}).get("outs", [])
+    return next((out["md5"] for out in outs if out["path"] == paths.RUN.as_posix()), "")
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    return (yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None) or {}
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def _write_reports(checkpoints: Checkpoints, facts: dict[str, Any], steps: int) -> None:
+    """Writes what is known of the training so far."""
+    done = checkpoints.epochs
     timings = [epoch.timing for epoch in done]
-    files.write_json(paths.RUN, {"train_id": train_id, "settings": settings, "epochs": timings})
+    files.write_json(paths.RUN, {"model": None, **facts, "epochs": timings})
+    if not done:
+        return
+    files.write_csv(paths.LOSSES, list(done[0].row), (epoch.row for epoch in done))
+    files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
+    rows = [
+        {
+            "epoch": row.epoch,
+            "step": (row.epoch - 1) * steps + row.step,
+            "loss": f"{row.loss:.6g}",
+            "learning_rate": f"{row.learning_rate:.6g}",
+        }
+        for row in checkpoints.logged
+        if row.epoch <= len(done)
+    ]
+    files.write_csv(paths.STEPS, ["epoch", "step", "loss", "learning_rate"], rows)
+
+
+def _write_metrics(checkpoints: Checkpoints, training: str, keep_best: bool) -> None:
+    done = checkpoints.epochs
+    kept = done[best_epoch(done) - 1] if keep_best else done[-1]
+    metrics = {**kept.row, "epochs": len(done), "training": training}
+    files.write_json(paths.TRAIN_METRICS, metrics)
 
 
 class _Lines(keras.callbacks.Callback):
-    """A line now and then, where no terminal shows Keras's progress bar."""
+    """Logs a line now and then where no terminal shows Keras's progress bar."""
 
     def __init__(self, steps: int) -> None:
         super().__init__()

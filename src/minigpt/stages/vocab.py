@@ -1,4 +1,4 @@
-"""data/reviews.parquet -> data/vocabulary.txt."""
+"""Builds the tokenizer: data/reviews.parquet -> data/tokenizer/."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Counts the tokens of the reviews that are not held out."""
+    """Counts the tokens of the training reviews and keeps the most frequent ones."""
     settings = config.load(paths.RESOLVED)
     fraction = settings.sequences.validation_fraction
     texts = (
@@ -20,8 +20,8 @@ def run() -> None:
         for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])
     )
     counts = tokenizer.count(texts, settings.vocabulary.style)
-    words = tokenizer.build(counts, settings.vocabulary.max_tokens)
-    words.save(paths.VOCABULARY)
-    metrics = tokenizer.metrics(words, counts)
+    built = tokenizer.build(counts, settings.vocabulary.max_tokens, settings.vocabulary.style)
+    built.save(paths.TOKENIZER)
+    metrics = tokenizer.metrics(built, counts)
     files.write_json(paths.VOCABULARY_METRICS, metrics)
-    log.info("%s: %s", paths.VOCABULARY, metrics)
+    log.info("%s: %s", paths.TOKENIZER, metrics)

@@ -3,72 +3,48 @@
 The history is kept in MLflow, where every machine sees it: one tag of the registered model for each
 move, under a key of its own, so that no entry can overwrite another.
 
-An alias of MLflow is one version at any time; two moves at once leave one champion.  On a sqlite
-file they follow each other under a lock.  A server has nothing to compare and set with: there the
-later write stands, both have their entry, and who finds another's after its own write is told so.
+An alias is one version at any time, so two moves at once leave one champion. On a sqlite file a
+lock makes one follow the other. A server offers no way to compare and set: the later write wins,
+both moves have their entry, and whoever finds another champion after their own write is told so.
 """
 
-import contextlib
 import getpass
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.db import utils
-from sqlalchemy.exc import SQLAlchemyError
 
 from minigpt.common.errors import InputError
-from minigpt.tracking.mirror import SQLITE, alone, redact
+from minigpt.common.redaction import redact
+from minigpt.tracking.store import lock, open_store
 
 ALIAS = "champion"
 ENTRY = "minigpt.champion."
 LONGEST_REASON = 1000  # characters; MLflow's column for the whole entry has 5000
 
 
-@contextlib.contextmanager
-def store(uri: str) -> Iterator[MlflowClient]:
-    """A client of MLflow, whose errors are told in one line.
-
-    Raises:
-        InputError: there is no store at this address, or it can't be used.
-    """
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).exists():
-        raise InputError(
-            f"there is no MLflow store at {redact(uri)}; run `dvc repro`, go to the project's "
-            "folder, or set MLFLOW_TRACKING_URI"
-        )
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default, 7, is 4 minutes
-    utils.MAX_RETRY_COUNT = 1
-    try:
-        yield MlflowClient(uri)
-    except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = redact(str(error).strip().split("\n")[0])[:500]
-        raise InputError(f"MLflow at {redact(uri)} can't be used: {reason}") from error
-
-
 class State(NamedTuple):
-    """The champion and how it came there.
+    """The champion and its history.
 
     Attributes:
-        version: the champion's; None where there is none.
-        history: the moves, the oldest first, each with time (UTC), version, from (None: there was
-            none), how (gate, promote or rollback), who (the user on that machine) and reason.
+        version: Of the champion; None if there is none.
+        history: The moves, the oldest first. Each has time (UTC), version, from (None if there was
+            no champion), how (gate, promote or rollback), who (the user on that machine) and
+            reason.
     """
 
     version: str | None
     history: list[dict[str, str | None]]
 
     def before_the_gate(self, version: str) -> str | None:
-        """The champion that a version met, which the gate may have put in its place since.
+        """Returns the champion that a version was compared with, if the gate's record is lost.
 
-        Args:
-            version: of which no more is known than these moves, the last perhaps without its entry.
+        A registration that was interrupted may have made the version the champion since, with or
+        without the entry of that move.
         """
         if self.version != version:
             return self.version
@@ -80,12 +56,12 @@ class State(NamedTuple):
 
 
 def state(uri: str, name: str) -> State:
-    """Reads the champion of a registered model, and the moves of the alias.
+    """Reads the champion of a registered model and the moves of the alias.
 
     Raises:
         InputError: MLflow has no such registered model, or can't be used.
     """
-    with store(uri) as client:
+    with open_store(uri) as client:
         try:
             model = client.get_registered_model(name)
         except MlflowException as error:
@@ -101,24 +77,24 @@ def state(uri: str, name: str) -> State:
 
 
 def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: str | None) -> bool:
-    """Makes a version the champion, if the champion is still the one that is expected.
+    """Makes a version the champion if the champion is still the expected one.
 
-    Where the version is the champion already, only an entry that an interrupted move left out is
-    added.
+    If the version is the champion already, it only adds the entry that an interrupted move left
+    out.
 
     Args:
-        uri: of the store.
-        name: the registered model's.
-        version: the new champion.
+        uri: The address of the store.
+        name: Of the registered model.
+        version: The new champion.
         how: gate, promote or rollback.
-        reason: for the history.
-        expected: the champion at the time of the decision; None: there was none.
+        reason: For the history.
+        expected: The champion when the decision was made; None if there was none.
 
     Returns:
-        False where the champion is another by now; nothing is changed then.
+        Whether the version is the champion now; if not, nothing was changed.
 
     Raises:
-        InputError: the reason is empty or too long, MLflow can't be used, or another move came in
+        InputError: The reason is empty or too long, MLflow can't be used, or another move came in
             between on a server.
     """
     reason = " ".join(reason.split())
@@ -126,7 +102,7 @@ def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: 
         raise InputError(
             f"the reason has {len(reason)} characters: 1 to {LONGEST_REASON} are allowed; say why"
         )
-    with alone(uri), store(uri) as client:
+    with lock(uri), open_store(uri) as client:
         before, entries = state(uri, name)
         if before != expected:
             return False
@@ -153,13 +129,13 @@ def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: 
 
 
 def promote(uri: str, name: str, version: str, *, reason: str) -> str | None:
-    """Makes a version the champion, by hand.
+    """Makes a version the champion by hand.
 
     Returns:
-        The champion before; None where there was none.
+        The champion before; None if there was none.
 
     Raises:
-        InputError: there is no such version, it is the champion already, or as `move` says.
+        InputError: There is no such version, it is the champion already, or `move` fails.
     """
     before, known = state(uri, name).version, _versions(uri, name)
     if version not in known:
@@ -172,16 +148,16 @@ def promote(uri: str, name: str, version: str, *, reason: str) -> str | None:
 
 
 def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
-    """Makes the champion before the present one the champion again.
+    """Makes the previous champion the champion again.
 
-    A second rollback goes one further back, not forth again.  A version that was deleted since is
-    passed over.
+    A second rollback goes one champion further back, not forth again. Versions that were deleted
+    since are skipped.
 
     Returns:
         The new champion, and the one before.
 
     Raises:
-        InputError: the history has no champion before, or as `move` says.
+        InputError: The history has no previous champion, or `move` fails.
     """
     before, history = state(uri, name)
     there = _versions(uri, name) - {before}
@@ -202,12 +178,12 @@ def _move_by_hand(uri: str, name: str, version: str, **how: Any) -> None:
 
 
 def _versions(uri: str, name: str) -> set[str]:
-    with store(uri) as client:
+    with open_store(uri) as client:
         return {str(found.version) for found in client.search_model_versions(f"name = '{name}'")}
 
 
 def _line(entries: Sequence[dict[str, str | None]]) -> list[str]:
-    """The champions one after the other, without those that a rollback took back."""
+    """Returns the champions in order, without those that a rollback took back."""
     line: list[str] = []
     for entry in entries:
         if entry["from"] and line[-1:] != [entry["from"]]:

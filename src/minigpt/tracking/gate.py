@@ -1,58 +1,63 @@
-"""The gate: which model is registered, and which of them is the champion.  Decisions only.
+"""The gate: which model is registered, and which of them is the champion. Decisions only.
 
-Two models are compared in bits per byte, the one figure that means the same with any vocabulary.
+Two models are compared in bits per byte, the one figure that means the same for any vocabulary.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any
 
-# The figure that each limit bounds.  Of the copied runs the 95th percentile: the longest of all is
-# one review of two hundred, and jumps with the seed.
+# The figure that each limit bounds. For copied runs it is the 95th percentile: the longest of all
+# is one text of two hundred, and varies with the seed.
 LIMITS = {
     "max_perplexity": "perplexity",
     "max_copied_run": "copied_run_p95",
     "max_unk_share": "unk_share",
 }
+FIGURES = ("bits_per_byte", "loss", "perplexity", "accuracy", "unk_share", "copied_run_p95")
 
 
 def figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """What the gate looks at; where nothing is held out, only what the samples tell.
+    """Returns the figures that count; those of the samples alone if nothing is held out.
 
     Args:
-        evaluation: as reports/evaluation.json has it.
+        evaluation: The content of reports/evaluation.json.
     """
     flat = {**evaluation, **evaluation.get("samples", {})}
-    wanted = ("bits_per_byte", "loss", "perplexity", "accuracy", "unk_share", "copied_run_p95")
-    return {name: float(flat[name]) for name in wanted if flat.get(name) is not None}
+    return {name: float(flat[name]) for name in FIGURES if flat.get(name) is not None}
 
 
-def measured_on(evaluation: Mapping[str, Any]) -> dict[str, str | None]:
-    """What the figures hang on beside the model: the same for two whose figures can be compared.
+def measured_on(evaluation: Mapping[str, Any], vocabulary_sha256: str) -> str | None:
+    """Returns a short digest of what the figures depend on beside the model.
+
+    Figures can be compared if these are the same: the held-out reviews, the reviews whose bytes
+    were counted for the spelling of [UNK], and the vocabulary.
 
     Args:
-        evaluation: as reports/evaluation.json has it.
+        evaluation: The content of reports/evaluation.json.
+        vocabulary_sha256: Of the model's tokenizer.
 
     Returns:
-        The digests of the reviews: `held_out`, which were measured, and `byte_unigram`, whose bytes
-        were counted for the spelling of [UNK]; None where nothing is held out.
+        None if nothing is held out.
     """
     reviews = evaluation["held_out"]
     if not reviews["reviews"]:
-        return {"held_out": None, "byte_unigram": None}
-    return {"held_out": str(reviews["digest"]), "byte_unigram": str(reviews["byte_unigram"])}
+        return None
+    parts = (reviews["digest"], reviews["byte_unigram"], vocabulary_sha256)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
 def broken(measured: Mapping[str, float], limits: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Says what is wrong with a model by itself; nothing, for one to be registered.
+    """Returns the limits that a model breaks by itself; it is registered if there are none.
 
     Args:
-        measured: by `figures`; a limit on one that is absent holds.
-        limits: by the names of `LIMITS`, 0 for one that is off.
+        measured: The result of `figures`; a limit on an absent figure holds.
+        limits: By the names of `LIMITS`; 0 switches one off.
 
     Returns:
-        For each: figure, value, limit (its key in the configuration) and allowed, the largest.  A
-        figure that is no finite number is always wrong, and its value is a text.
+        For each: figure, value, limit (its key in the configuration) and allowed, the largest. A
+        figure that is not a finite number always breaks a limit, and its value is a text.
     """
     found: list[dict[str, Any]] = [
         {"figure": name, "value": str(value), "limit": None, "allowed": "a finite number"}
@@ -68,7 +73,7 @@ def broken(measured: Mapping[str, float], limits: Mapping[str, float]) -> list[d
 
 
 def explain(found: list[dict[str, Any]]) -> str:
-    """What `broken` found, as a line to read."""
+    """Returns what `broken` found as one line."""
     return "; ".join(
         f"{entry['figure']} is {entry['value']}, allowed is {entry['allowed']}"
         if entry["limit"] is None
@@ -81,13 +86,13 @@ def explain(found: list[dict[str, Any]]) -> str:
 def decide(
     challenger: float | None, champion: str | None, theirs: float | None, needed: float
 ) -> tuple[str, str]:
-    """Says whether a model that broke no limit takes the champion's place.
+    """Decides whether a model that broke no limit becomes the champion.
 
     Args:
-        challenger: its bits per byte; None where nothing is held out.
-        champion: the version in its place now; None where there is none.
-        theirs: the champion's bits per byte on the same reviews; None where it has none.
-        needed: bits per byte by which the challenger must be better; 0: any.
+        challenger: Its bits per byte; None if nothing is held out.
+        champion: The champion's version; None if there is none.
+        theirs: The champion's bits per byte on the same reviews; None if it could not be measured.
+        needed: The bits per byte by which the challenger must be better; 0: any.
 
     Returns:
         The verdict (promoted, kept or not compared) and the reason, for a person.
@@ -99,7 +104,7 @@ def decide(
     if champion is None:
         return "promoted", f"bits per byte {challenger:.4f}; there was no champion"
     if theirs is None:
-        return "not compared", f"the champion (version {champion}) could not be measured"
+        return "not compared", f"version {champion} could not be measured"
     against = f"the champion's {theirs:.4f} (version {champion})"
     better = math.inf if math.isnan(theirs) else theirs - challenger
     wins = better > 0 and better >= needed

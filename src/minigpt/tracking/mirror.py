@@ -1,288 +1,159 @@
-"""A pipeline run in MLflow: it mirrors the files of the run.
+"""A pipeline run in MLflow: the mirror of the run's files.
 
-The files in reports/ are the truth.  One pipeline run is one MLflow run, found again by two tags:
-which training it is (`minigpt.train_id`) and the digest of its configuration (`minigpt.config`).
-What an outage, a killed training or DVC's cache left out, `replay` adds later, and only once.
+The files in reports/ are the truth. One pipeline run is one MLflow run, found again by two tags:
+the id of its training (`minigpt.train_id`) and the digest of its configuration (`minigpt.config`).
 """
 
 import contextlib
-import csv
-import fcntl
 import getpass
-import hashlib
 import json
 import logging
+import math
 import os
-import re
 import subprocess
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from textwrap import fill
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import yaml
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
-from mlflow.store.db import utils
 
-from minigpt.common import files
+from minigpt.common import files, paths
 from minigpt.common.errors import InputError
+from minigpt.common.redaction import redact
+from minigpt.config import Config
+from minigpt.tracking import contents, store, view
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-DATASETS = {"data/reviews.parquet": "reviews", "data/sequences": "sequences"}
-SUMMARIES = ("vocabulary", "sequences", "train")  # they come before sample: never out of date
-SAMPLES = ("samples.txt", "samples.jsonl")
-EVALUATION = ("evaluation.txt", "evaluation_samples.jsonl")
-SQLITE = "sqlite:///"
-PATIENCE_S = 3  # for all failures of a stage together
-PAGE_WIDTH = 100  # characters of a line
-LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
-
-# The view that `furnish` saves, as MLflow's UI keeps it.
-VIEW = "losses"
-_CURVES = ("loss", "val_loss")
-_METRICS = (*_CURVES, "val_perplexity", "evaluate/bits_per_byte")
-_PARAMETERS = ("train.epochs", "train.learning_rate", "train.batch_size", "model.dropout")
-_COLUMNS = [f"metrics.`{name}`" for name in _METRICS]
-_COLUMNS += [*(f"params.`{name}`" for name in _PARAMETERS), "tags.`minigpt.gate`"]
-_LINE = {"type": "LINE", "metricSectionId": "curves", "xAxisKey": "step", "lineSmoothness": 0}
-_TABLE = {"type": "DIFFERENCE", "metricSectionId": "table", "compareGroups": ["Parameters"]}
-_STATE = {
-    **{"selectedColumns": _COLUMNS, "columnOrder": _COLUMNS},
-    "columnWidths": dict.fromkeys(_COLUMNS, 150),
-    **{"orderByKey": "metrics.`val_loss`", "orderByAsc": True, "isAccordionReordered": True},
-    "compareRunSections": [
-        {"uuid": "curves", "name": "Losses by epoch", "columns": 2, "display": True},
-        {"uuid": "table", "name": "Parameters that differ", "columns": 1, "display": True},
-    ],
-    "compareRunCharts": [
-        *({**_LINE, "uuid": name, "metricKey": name} for name in _CURVES),
-        {**_TABLE, "uuid": "table", "showDifferencesOnly": True},
-    ],
-}
+PATIENCE_S = 3  # for all failures of a process together
+METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100  # MLflow's limits
 
 
-def tracking_uri(root: Path) -> str:
-    """Says where the runs are kept.
+class Mirror:
+    """The MLflow run of the training that reports/run.json names.
 
-    Args:
-        root: the project's folder.  In DVC's queued and temporary runs that is a copy which is
-            thrown away; there DVC_ROOT, the repository, takes its place.
+    A store that fails never stops the caller. The first failure is logged as one warning. Later
+    calls try again, and send what is missing, until all failures together have taken PATIENCE_S.
 
-    Returns:
-        MLFLOW_TRACKING_URI where it is set, else mlflow.db in the project; sqlite paths absolute.
-    """
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if not uri.startswith(SQLITE):
-        return uri
-    home = Path(os.environ.get("DVC_ROOT") or root).resolve()
-    return f"{SQLITE}{home / uri.removeprefix(SQLITE)}"
-
-
-def create(uri: str) -> None:
-    """Makes a sqlite store where there is none yet, beside its place.
-
-    MLflow brings a new database to its present tables in dozens of steps.  Killed between them it
-    leaves one that it can neither use nor mend.
-
-    Args:
-        uri: of the store; one that is no sqlite file is left as it is.
-    """
-    path = Path(uri.removeprefix(SQLITE))
-    if uri.startswith(SQLITE) and path.name and not path.exists():
-        with files.replacing(path) as beside:
-            MlflowClient(f"{SQLITE}{beside}").search_experiments()
-
-
-class Tracker:
-    """One pipeline run in MLflow.
-
-    A store that fails never stops its caller: the first failure is logged as one warning, and
-    nothing is sent until the next epoch or the end, when it is tried again, as long as all the
-    failures together have not taken longer than PATIENCE_S.
+    Attributes:
+        config: The whole resolved configuration.
+        uri: The address of the store.
+        run_id: Of the MLflow run; empty until it was found or created.
     """
 
-    def __init__(
-        self, train_id: str, config: Mapping[str, Any], root: Path, *, strict: bool = False
-    ) -> None:
-        """Finds or creates the run and logs what is known of it before training.
+    def __init__(self, root: Path, config: Config, *, strict: bool = False) -> None:
+        """Prepares the mirror; nothing is sent yet.
 
         Args:
-            train_id: which training the run belongs to, as reports/run.json has it.
-            config: the whole resolved configuration, plain values only.
-            root: the folder with dvc.lock and .git (in queued runs, the copy).
-            strict: raise InputError where the store fails, instead of going on without it.
+            root: The folder with reports/, dvc.lock and .git (in queued experiments, the copy).
+            config: The whole resolved configuration.
+            strict: Whether to raise InputError if the store fails, instead of going on without it.
         """
-        self.uri, self.config, self.strict = tracking_uri(root), config, strict
+        self.uri = store.tracking_uri(root)
         self.run_id = ""
-        self.offline = False
+        self._root, self.config, self._strict = root, config, strict
+        self._client: MlflowClient | None = None
+        self._identity: dict[str, str] = {}
         self._lost_s = 0.0  # by failures
         self._warned = False
-        self._waiting: list[tuple[Any, ...]] = []  # epochs
-        self._settings: dict[str, Any] = {}
-        self._root = root
-        self._client: MlflowClient | None = None
-        self._logged: dict[str, set[int]] = {}
-        of_the_run = {key: value for key, value in config.items() if key != "tracking"}
-        digest = hashlib.sha256(json.dumps(of_the_run, sort_keys=True).encode()).hexdigest()
-        self._identity = {"minigpt.train_id": train_id, "minigpt.config": digest}
-        self.attempt(lambda client: None)
 
-    def epoch(
-        self,
-        row: Mapping[str, Any],
-        timing: Mapping[str, Any],
-        texts: Sequence[Mapping[str, str]] = (),
-    ) -> None:
-        """Logs one epoch; a point that is there already stays as it is.
+    def send(self) -> None:
+        """Sends what the MLflow run lacks of the files; sending again adds nothing.
 
-        Args:
-            row: a line of losses.csv, by column.
-            timing: the epoch's entry in run.json (finished_ms, seconds, tokens_per_s).
-            texts: its lines of epoch_texts.jsonl.
-        """
-        self._waiting.append((row, timing, texts))
-        self._try_again()
-
-    def _epoch(
-        self,
-        row: Mapping[str, Any],
-        timing: Mapping[str, Any],
-        texts: Sequence[Mapping[str, str]],
-    ) -> None:
-        number, finished_ms = int(row["epoch"]), int(timing.get("finished_ms", 0))
-        values = {**row, **timing}
-        points = {key: values[key] for key in values if key not in ("epoch", "finished_ms")}
-        self._log_metrics(points, finished_ms, number)
-        if texts:
-            # In lines, which the UI doesn't break.
-            lines = [f"> {text['prompt']}\n{fill(text['text'], PAGE_WIDTH)}" for text in texts]
-            page = "\n\n".join(lines)
-            self._send("log_text", page + "\n", f"texts/epoch_{number:03d}.txt")
-
-    def settings(self, values: Mapping[str, Any]) -> None:
-        """Logs what training chose for the hardware, as parameters `run.<key>`."""
-        self._settings |= {f"run.{key}": value for key, value in values.items()}
-        self._log_params(self._settings)
-
-    def files(self, reports: Path, finished_ms: int | None = None) -> None:
-        """Logs the numbers of each stage up to train, as metrics `<stage>/<key>`.
-
-        Args:
-            reports: the folder with vocabulary.json and train.json; a missing one is left out.
-            finished_ms: when training ended, in Unix milliseconds; None: now.
-        """
-        for stage in SUMMARIES:
-            summary = json.loads(_read(reports / f"{stage}.json") or "{}")
-            points = {f"{stage}/{key}": value for key, value in summary.items()}
-            self._log_metrics(points, finished_ms or int(time.time() * 1000), 0)
-
-    def samples(self, reports: Path) -> None:
-        """Logs the texts of the sample stage as artifacts."""
-        for path in (reports / name for name in SAMPLES):
-            if path.exists():
-                self._send("log_artifact", str(path), "samples")
-
-    def evaluation(self, reports: Path) -> None:
-        """Logs the numbers of the evaluate stage as `evaluate/<key>`, and its pages and charts.
-
-        Not part of `replay`: before that stage, reports/ still has those of an earlier run.
-
-        Args:
-            reports: the folder with evaluation.json and the others; a missing one is left out.
-        """
-        numbers = _flatten(json.loads(_read(reports / "evaluation.json") or "{}"), separator="/")
-        points = {f"evaluate/{k}": v for k, v in numbers.items() if not isinstance(v, str)}
-        self._log_metrics(points, int(time.time() * 1000), 0)
-        for path in (reports / name for name in EVALUATION):
-            if path.exists():
-                self._send("log_artifact", str(path), "evaluation")
-        for path in sorted(reports.glob("figures/*.png")):
-            self._send("log_artifact", str(path), "figures")
-
-    def finish(self, status: str = "FINISHED") -> None:
-        """Ends the run: FINISHED, FAILED or KILLED.  More may be logged to it afterwards."""
-        self._try_again()
-        self._send("set_terminated", status)
-
-    def attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
-        """Does something with the open run; None where the store fails or has failed.
+        Without reports/run.json it does nothing.
 
         Raises:
-            InputError: the store fails, and this tracker is strict.
+            InputError: The mirror is strict, and there is no run.json or the store fails.
         """
-        if self.offline:
+        if found := self._read():
+            self._attempt(found, lambda client: self._send(client, found))
+
+    def finish(self, status: str = "FINISHED") -> None:
+        """Sends what is missing and ends the run: FINISHED, FAILED or KILLED."""
+        self.send()
+        self.attempt(lambda client: client.set_terminated(self.run_id, status))
+
+    def attempt(self, action: Callable[[MlflowClient], T]) -> T | None:
+        """Does something with the open run.
+
+        Returns:
+            What the action returns, or None if the store fails.
+
+        Raises:
+            InputError: As for `send`.
+        """
+        found = self._read()
+        return self._attempt(found, action) if found else None
+
+    def provenance(self) -> dict[str, str]:
+        """Returns where the run came from: `commit`, and DVC's digest of each dataset by path."""
+        found = self._read()
+        run = self.attempt(lambda client: client.get_run(self.run_id))
+        commit = run and run.data.tags.get("mlflow.source.git.commit")
+        return ({"commit": commit} if commit else {}) | (found.datasets if found else {})
+
+    def _read(self) -> contents.Contents | None:
+        found = contents.read(self._root, self.config)
+        if found is None and self._strict:
+            raise InputError(f"{paths.RUN} is missing; run `dvc repro train`")
+        return found
+
+    def _attempt(self, found: contents.Contents, action: Callable[[MlflowClient], T]) -> T | None:
+        if self._lost_s >= PATIENCE_S and not self._strict:
             return None
         began = time.monotonic()
         try:
-            if self._client is None:
-                self._open()
-            # None again where the opening failed.
-            return action(self._client) if self._client else None
-        except InputError:
-            raise
-        except Exception as error:  # MLflow, requests, SQLAlchemy, boto: each raises its own
+            return action(self._open(found.identity))
+        # Whatever it is: stores of artifacts raise exceptions of their own (boto3's, for example),
+        # and hours of training are not lost to any of them. The reason is passed on as it is.
+        except Exception as error:
             self._lost_s += time.monotonic() - began
-            self.offline, self._client = True, None
-            where, reason = redact(self.uri), redact(str(error).strip().split("\n")[0])[:500]
-            if self.strict:
-                raise InputError(
-                    f"MLflow at {where} can't be used: {reason}; see that it runs, or set "
-                    "MLFLOW_TRACKING_URI, and run this again"
-                ) from error
+            self._client = None
+            if self._strict:
+                if not isinstance(error, store.FAILURES) or files.is_full(error):
+                    raise
+                raise store.unusable(self.uri, error) from error
             if not self._warned:
-                later = "the run goes on and is logged later from its files"
-                log.warning("MLflow at %s can't be used: %s; %s", where, reason, later)
+                log.warning(
+                    "MLflow at %s can't be used: %s; the run goes on and is logged later from its "
+                    "files",
+                    redact(self.uri),
+                    store.reason(error),
+                )
                 self._warned = True
             return None
 
-    def _try_again(self) -> None:
-        """Logs the epochs that wait; a store that failed gets another chance."""
-        if self.offline and self._lost_s < PATIENCE_S:
-            self.offline, self._logged = False, {}  # what has arrived is asked for anew
-        while self._waiting and not self.offline:
-            self._epoch(*self._waiting[0])
-            if not self.offline:
-                self._waiting.pop(0)
-
-    def _send(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        return self.attempt(lambda client: getattr(client, method)(self.run_id, *args, **kwargs))
-
-    def _open(self) -> None:
-        """Finds or creates the experiment and the run; one process at a time on a sqlite file."""
-        # A training loses seconds to a store that is down; a registration waits for an upload.
-        retries, timeout_s = ("2", "60") if self.strict else ("0", "3")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", retries)
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", timeout_s)
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # we warn, once
-        utils.MAX_RETRY_COUNT = 1  # MLflow's own 10 take 100 s to give up a database
+    def _open(self, identity: dict[str, str]) -> MlflowClient:
+        """Finds or creates the experiment and the run."""
+        if self._client and self._identity == identity:
+            return self._client
+        # A training must not lose more than seconds; a registration can wait for an upload.
+        store.limit_retries(*((2, 60) if self._strict else (0, PATIENCE_S)))
+        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
         location = None
-        if self.uri.startswith(SQLITE):
-            location = (Path(self.uri.removeprefix(SQLITE)).parent / "mlartifacts").as_uri()
-        with alone(self.uri):
-            create(self.uri)
+        if path := store.sqlite_path(self.uri):
+            location = (path.parent / "mlartifacts").as_uri()
+        with store.lock(self.uri):
+            store.create(self.uri)
             client = MlflowClient(self.uri)
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
             if (experiment := client.get_experiment_by_name(name)) is not None:
                 where = experiment.experiment_id
             else:
                 where = client.create_experiment(name, artifact_location=location)
-                furnish(client, where)
-            self.run_id = self._find_or_create(client, where).info.run_id
-            self._client = client
-            # Two at once would both insert them.
-            self._log_params(_flatten(self.config) | self._settings)
-            self._log_lineage()
+                view.furnish(client, where)
+            self.run_id = self._find_or_create(client, where, identity).info.run_id
+        self._client, self._identity = client, identity
+        return client
 
-    def _find_or_create(self, client: MlflowClient, experiment_id: str) -> Run:
-        both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._identity.items())
-        for run in client.search_runs([experiment_id], both, order_by=["start_time"]):
+    def _find_or_create(self, client: MlflowClient, where: str, identity: dict[str, str]) -> Run:
+        both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+        for run in client.search_runs([where], both, order_by=["start_time"]):
             return run
-        tags = {"mlflow.source.name": "minigpt"}
+        tags = {"mlflow.source.name": "minigpt", **identity}
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             tags["mlflow.user"] = getpass.getuser()
         with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no repository
@@ -291,138 +162,83 @@ class Tracker:
             tags["mlflow.source.git.commit"] = head.strip()
         if experiment := os.environ.get("DVC_EXP_NAME"):
             tags["dvc.exp"] = experiment
-        return client.create_run(experiment_id, tags=tags | self._identity, run_name=experiment)
+        return client.create_run(where, tags=tags, run_name=experiment)
 
-    def _log_params(self, values: Mapping[str, Any]) -> None:
-        # Only new ones: MLflow refuses a changed value, such as the threads of another machine.
-        run = self._send("get_run")
-        known = run.data.params if run else {}
-        new = [Param(key, _text(value)) for key, value in values.items() if key not in known]
-        for start in range(0, len(new), 100):  # MLflow's limit
-            self._send("log_batch", params=new[start : start + 100])
+    def _send(self, client: MlflowClient, found: contents.Contents) -> None:
+        """Sends what the run lacks, the end of the run last."""
+        with store.lock(self.uri):
+            run = client.get_run(self.run_id)
+            self._send_description(client, run, found)
+            self._send_epochs(client, run, found.epochs)
+            self._send_summaries(client, run, found)
+            for path, folder in found.artifacts:
+                client.log_artifact(self.run_id, str(path), folder)
+            if found.finished and run.info.status != "FINISHED":
+                client.set_terminated(self.run_id)
 
-    def _log_metrics(self, values: Mapping[str, Any], timestamp_ms: int, step: int) -> None:
-        new = []
-        for key, value in values.items():
-            if value in (None, "") or isinstance(value, bool | list | dict):
-                continue
-            if key not in self._logged:
-                history = self._send("get_metric_history", key)
-                self._logged[key] = {metric.step for metric in history or []}
-            if step not in self._logged[key]:
-                self._logged[key].add(step)
-                new.append(Metric(key, float(value), timestamp_ms, step))
-        if new:
-            self._send("log_batch", metrics=new)
-
-    def _log_lineage(self) -> None:
-        """Logs DVC's digest of each output as a tag, and of the data as datasets."""
-        digests = _lock_digests(self._root / "dvc.lock")
-        tags = [RunTag(f"dvc.lock:{path}", digest) for path, digest in digests.items()]
-        data = [
-            DatasetInput(Dataset(name, digests[path], "local", json.dumps({"uri": path})))
-            for path, name in DATASETS.items()
-            if path in digests
+    def _send_description(self, client: MlflowClient, run: Run, found: contents.Contents) -> None:
+        """Sends parameters, tags and datasets."""
+        # Only new parameters: MLflow refuses another value, such as the cores of another machine.
+        parameters = [
+            Param(key, value)
+            for key, value in found.parameters.items()
+            if key not in run.data.params
         ]
-        self._send("log_batch", tags=tags[:100])
-        self._send("log_inputs", data)
+        for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
+            chunk = parameters[start : start + PARAMETERS_AT_ONCE]
+            client.log_batch(self.run_id, params=chunk)
+        tags = [
+            RunTag(key, value)
+            for key, value in found.tags.items()
+            if run.data.tags.get(key) != value
+        ]
+        if tags:
+            client.log_batch(self.run_id, tags=tags)
+        inputs = run.inputs.dataset_inputs if run.inputs else []
+        known = {(entry.dataset.name, entry.dataset.digest) for entry in inputs}
+        missing = [
+            DatasetInput(Dataset(name, found.datasets[path], "local", json.dumps({"uri": path})))
+            for path, name in contents.DATASETS.items()
+            if path in found.datasets and (name, found.datasets[path]) not in known
+        ]
+        if missing:
+            client.log_inputs(self.run_id, missing)
+
+    def _send_epochs(self, client: MlflowClient, run: Run, epochs: list[contents.Epoch]) -> None:
+        """Sends the epochs that are missing.
+
+        An epoch is there if its `loss`, which is sent last, is. The time of a point is the end of
+        its epoch, so that sending the rest of an interrupted epoch repeats no point.
+        """
+        there = set()
+        if "loss" in run.data.metrics:
+            history = client.get_metric_history(self.run_id, "loss")
+            there = {point.step for point in history}
+        for epoch in epochs:
+            if epoch.number in there:
+                continue
+            if epoch.page:
+                path = f"texts/epoch_{epoch.number:03d}.txt"
+                client.log_text(self.run_id, epoch.page, path)
+            for start in range(0, len(epoch.steps), METRICS_AT_ONCE):
+                chunk = epoch.steps[start : start + METRICS_AT_ONCE]
+                client.log_batch(self.run_id, metrics=chunk)
+            client.log_batch(self.run_id, metrics=epoch.points)
+
+    def _send_summaries(self, client: MlflowClient, run: Run, found: contents.Contents) -> None:
+        """Sends the figures that are missing or have changed."""
+        now_ms, logged = int(time.time() * 1000), run.data.metrics
+        changed = [
+            # A changed value needs a later time to be the latest.
+            Metric(key, value, now_ms if key in logged else found.finished_ms, 0)
+            for key, value in found.summaries.items()
+            if not _same(logged, key, value)
+        ]
+        if changed:
+            client.log_batch(self.run_id, metrics=changed)
 
 
-def replay(tracker: Tracker, reports: Path) -> None:
-    """Logs all that the files of a run tell; what is in MLflow already stays as it is.
-
-    For the stages from sample on: before it, reports/ still has the texts of an earlier run.
-
-    Args:
-        tracker: of the run that the files belong to.
-        reports: the folder with run.json, losses.csv and the others; a missing one is left out.
-    """
-    run = json.loads(_read(reports / "run.json") or "{}")
-    timings = {timing["epoch"]: timing for timing in run.get("epochs", [])}
-    texts = defaultdict(list)
-    for line in _read(reports / "epoch_texts.jsonl").splitlines():
-        text = json.loads(line)
-        texts[text["epoch"]].append(text)
-    tracker.settings(run.get("settings", {}))
-    for row in csv.DictReader(_read(reports / "losses.csv").splitlines()):
-        number = int(row["epoch"])
-        tracker.epoch(row, timings.get(number, {}), texts[number])
-    tracker.files(reports, max((t["finished_ms"] for t in timings.values()), default=None))
-    tracker.samples(reports)
-    if (reports / "train.json").exists():
-        tracker.finish()
-
-
-def furnish(client: MlflowClient, experiment_id: str) -> None:
-    """Gives an experiment's page in MLflow's UI links to its runs, with their losses.
-
-    By itself the UI opens an experiment on pages for agents, and its table of runs has no metric.
-    What it shows of the runs can be saved as a view (MLflow 3.15 and later, under Views).  That
-    this is a tag of the experiment, in this form, is seen in the UI's code only: a version that
-    keeps views elsewhere leaves ours out, and the links still lead to the runs.
-    """
-    view = {"name": "Losses", "createdAt": 0, "updatedAt": 0, "state": json.dumps(_STATE)}
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{VIEW}", json.dumps(view))
-    page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
-    page += f"&viewStateShareKey={VIEW}&compareRunsMode="
-    links = f"[Table of the runs]({page}TABLE), [curves and differing parameters]({page}CHART)"
-    client.set_experiment_tag(experiment_id, "mlflow.note.content", links)
-
-
-def redact(text: str) -> str:
-    """The text with the credentials in its URLs left out."""
-    text = re.sub(r"//([^/\s:@]*:[^\s@]*|[^/\s]*)@", "//", text)  # a password may hold a slash
-    return re.sub(r"(?i)([?&;](?:password|passwd|pwd|token|sig)=)[^&;\s]+", r"\1...", text)
-
-
-@contextlib.contextmanager
-def alone(uri: str) -> Iterator[None]:
-    """Lets one process at a time at a store that is a sqlite file; a server is left to itself."""
-    if not uri.startswith(SQLITE):
-        yield
-        return
-    database = Path(uri.removeprefix(SQLITE))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f"{database.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _lock_digests(lock: Path) -> dict[str, str]:
-    """The md5 that dvc.lock has for each output, by path.
-
-    DVC writes a stage's entry when the stage has ended: the one that is running and those that
-    follow it still tell of an earlier run, and are left out.
-    """
-
-    def paths(stage: Mapping[str, Any], part: str) -> set[str]:
-        return {entry["path"] for entry in stage.get(part, [])}
-
-    stages = (yaml.safe_load(_read(lock)) or {}).get("stages", {})
-    running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    old = paths(stages.pop(running, {}), "outs")
-    while late := [name for name, stage in stages.items() if old & paths(stage, "deps")]:
-        old = old.union(*(paths(stages.pop(name), "outs") for name in late))
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner, name = isinstance(value, Mapping) and value, f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}{separator}", separator) if inner else {name: value}
-    return flat
-
-
-def _text(value: Any) -> str:
-    text = redact(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    if len(text) <= LONGEST_VALUE:
-        return text
-    # The digest keeps two long values apart that differ only after the cut.
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return f"{text[: LONGEST_VALUE - 40]}... (sha256 {digest})"
-
-
-def _read(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
+def _same(logged: Mapping[str, float], key: str, value: float) -> bool:
+    if key not in logged:
+        return False
+    return logged[key] == value or (math.isnan(logged[key]) and math.isnan(value))

@@ -1,79 +1,109 @@
 """The MLflow registry: a model directory becomes a version of the registered model."""
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
+import yaml
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.models import Model
 
+from minigpt import config
 from minigpt.common.errors import InputError
+from minigpt.common.redaction import redact
 from minigpt.tracking import champion, gate, pyfunc
-from minigpt.tracking.mirror import Tracker, redact
+from minigpt.tracking.mirror import Mirror
+from minigpt.tracking.store import open_store
 
-REQUIREMENTS = ("keras", "mlflow", "numpy", "omegaconf", "pandas", "pyarrow", "tensorflow")
-OUTCOME = "minigpt.outcome"
+if TYPE_CHECKING:
+    from minigpt.model.directory import ModelDirectory
+
+# What the modules import that a version needs to be served.
+REQUIREMENTS = (
+    "keras",
+    "mlflow",
+    "numpy",
+    "omegaconf",
+    "pandas",
+    "pyarrow",
+    "pydantic",
+    "pyyaml",
+    "safetensors",
+    "tensorflow",
+)
+# Tags of a version, beside its figures.
+MODEL = "minigpt.model"
+REQUEST = "minigpt.request"
+MEASURED_ON = "minigpt.measured_on"
+VERDICT = "minigpt.gate"
+LONGEST_DESCRIPTION = 5000  # characters, MLflow's limit
+
+Measure = Callable[["ModelDirectory"], Mapping[str, float]]
 
 
 def register(
-    tracker: Tracker,
+    mirror: Mirror,
     model_dir: Path,
     *,
     name: str,
     alias: str,
     prompts: Sequence[str],
-    tags: Mapping[str, str],
+    tags: Mapping[str, Any],
+    description: Callable[[str], str],
 ) -> dict[str, str]:
     """Registers a model directory as a pyfunc written as code; nothing is pickled.
 
     Args:
-        tracker: a strict one, of the run that the model belongs to.
-        model_dir: the model directory; the same one of the same run is registered once, unless the
-            limits of a request (`tracking.request` of the configuration) are others.
-        name: the registered model's.
-        alias: set to the version.
-        prompts: the input example.
-        tags: the version's, beside the run, the commit and DVC's digests of the data.
+        mirror: A strict one, of the run that the model belongs to.
+        model_dir: The model directory. The same one of the same run is registered once, unless the
+            limits of a request (`tracking.request` of the configuration) differ.
+        name: Of the registered model.
+        alias: Set to the version.
+        prompts: The input example.
+        tags: Of the version: the figures, and MEASURED_ON (see `gate`); None leaves one out.
+        description: Returns the version's description, in Markdown, for the version's number.
 
     Returns:
-        name, version, uri (models:/name/version), alias, run_id and model_sha256.
+        name, version, uri (models:/name/version), alias, run_id and model, the directory's digest.
 
     Raises:
-        InputError: the model directory is missing, or MLflow can't be used or refuses.
+        InputError: The model directory is missing, or MLflow can't be used or refuses.
     """
+    from minigpt.model import directory  # loads Keras
+
     if not model_dir.is_dir():
         raise InputError(f"{model_dir}, the model directory, is missing; run `dvc repro train`")
-    digest = _directory_sha256(model_dir)
+    digest = directory.digest(model_dir)
+    same = {MODEL: digest[:12], REQUEST: _request(mirror.config.tracking.request)}
+    wanted = same | {key: str(value) for key, value in tags.items() if value is not None}
 
     def find_or_create(client: MlflowClient) -> str:
-        request = json.dumps(tracker.config["tracking"]["request"], sort_keys=True)
-        same = {"minigpt.model_sha256": digest, "minigpt.request": request}
-        wanted = {**tags, **_lineage(client.get_run(tracker.run_id)), **same}
-        for found in client.search_model_versions(f"run_id = '{tracker.run_id}'"):
+        for found in client.search_model_versions(f"run_id = '{mirror.run_id}'"):
             if found.name == name and same.items() <= found.tags.items():
                 for key, value in wanted.items() - found.tags.items():  # measured again since
                     client.set_model_version_tag(name, found.version, key, value)
-                return str(found.version)
-        uri = _log_model(tracker, model_dir.resolve(), prompts)
-        return str(mlflow.register_model(uri, name, tags=wanted).version)
+                number = str(found.version)
+                break
+        else:
+            uri = _log_model(mirror, model_dir, prompts)
+            number = str(mlflow.register_model(uri, name, tags=wanted).version)
+        client.update_model_version(name, number, description(number)[:LONGEST_DESCRIPTION])
+        client.set_registered_model_alias(name, alias, number)
+        return number
 
-    number = tracker.attempt(find_or_create)
-    tracker.attempt(lambda client: client.set_registered_model_alias(name, alias, str(number)))
-    if tracker.offline:
-        raise InputError(f"{name} is not registered: MLflow at {redact(tracker.uri)} is offline")
+    number = mirror.attempt(find_or_create)
+    if number is None:
+        raise InputError(f"{name} is not registered: MLflow at {redact(mirror.uri)} failed before")
     return {
         "name": name,
-        "version": str(number),
+        "version": number,
         "uri": f"models:/{name}/{number}",
         "alias": alias,
-        "run_id": tracker.run_id,
-        "model_sha256": digest,
+        "run_id": mirror.run_id,
+        "model": digest,
     }
 
 
@@ -82,43 +112,41 @@ def challenge(
     name: str,
     challenger: Mapping[str, Any],
     settings: Mapping[str, float],
-    measure: Callable[[Path], Mapping[str, float]],
+    measure: Measure,
 ) -> dict[str, Any]:
     """Decides whether a registered version becomes the champion, does it and records the outcome.
 
-    The champion's own figures count where it was measured on the same reviews, with the same byte
-    unigram and the same vocabulary; else it is measured again.  What was decided for a version
-    stays decided: with the same figures and settings, the recorded outcome is returned and no alias
-    is touched.
+    The champion's own figures count if they were measured on the same reviews with the same
+    vocabulary; otherwise it is measured again. A decision stands: with the same figures and
+    settings, the recorded outcome is returned and no alias is touched.
 
     Args:
-        uri: of the store.
-        name: the registered model's.
-        challenger: version, held_out and byte_unigram (as `gate.measured_on` has them), vocabulary
-            (its digest) and the figures.
-        settings: the section `gate` of the configuration.
-        measure: gives the figures of a model directory on the challenger's reviews.
+        uri: The address of the store.
+        name: Of the registered model.
+        challenger: version, measured_on (see `gate`) and the figures.
+        settings: The section `gate` of the configuration.
+        measure: Returns the figures of a loaded model on the challenger's reviews.
 
     Returns:
-        verdict, reason, settings, challenger and champion: the one before, in the same form and
-        with `measured` (recorded or again), None where there was none.
+        verdict, reason, settings, challenger, and champion: the one before, in the same form and
+        with `measured` (recorded, again or not), or None if there was none.
 
     Raises:
         InputError: MLflow can't be used.
     """
     number = challenger["version"]
-    with champion.store(uri) as client:
-        recorded = json.loads(client.get_model_version(name, number).tags.get(OUTCOME, "{}"))
+    recorded = _recorded(uri, name, number)
     if (recorded.get("challenger"), recorded.get("settings")) == (challenger, settings):
-        return dict(recorded)
+        return recorded
     while True:
         now = champion.state(uri, name)
-        # Without a record, an interrupted registration made it the champion: decided as before.
+        # Without a record, an interrupted registration may have made it the champion; that
+        # decision is made again.
         before, theirs = now.version if recorded else now.before_the_gate(number), None
         if before == number:  # by hand, or with other settings
             verdict, reason = "promoted", "it is the champion already"
         else:
-            if before and challenger["held_out"]:
+            if before and challenger["measured_on"]:
                 theirs = _champion(uri, name, before, challenger, measure)
             mine, bits = challenger.get("bits_per_byte"), (theirs or {}).get("bits_per_byte")
             verdict, reason = gate.decide(mine, before, bits, settings["min_improvement"])
@@ -126,104 +154,119 @@ def challenge(
             uri, name, number, how="gate", reason=reason, expected=now.version
         ):
             break
+    if verdict == "not compared" and theirs:
+        command = f"`minigpt promote {number} --reason ...`"
+        reason = f"{theirs.get('problem', reason)}; {command} makes this version the champion"
     outcome = {
         "verdict": verdict,
-        "reason": reason + (f": {theirs['problem']}" if theirs and "problem" in theirs else ""),
+        "reason": reason,
         "settings": dict(settings),
         "challenger": dict(challenger),
         "champion": theirs or (before and {"version": before}),
     }
-    with champion.store(uri) as client:
-        text = f"{verdict}: {outcome['reason']}"
-        client.set_model_version_tag(name, number, "minigpt.gate", text)
-        client.set_model_version_tag(name, number, OUTCOME, json.dumps(outcome))
+    with open_store(uri) as client:
+        client.set_model_version_tag(name, number, VERDICT, f"{verdict}: {reason}")
+        client.log_dict(_run_of(client, name, number), outcome, f"gate/{_record(name, number)}")
     return outcome
 
 
 def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
-    """Downloads a version's model directory; no code that came with it is run.
+    """Downloads the model directory of a version; no code that came with it is run.
 
     Args:
-        uri: of the store.
-        name: the registered model's.
-        number: of the version.
-        folder: where to.
+        uri: The address of the store.
+        name: Of the registered model.
+        number: Of the version.
+        folder: Where to put it.
 
     Returns:
-        The model directory; None where the version, made elsewhere, holds none.
+        The model directory; None if the version, made elsewhere, holds none.
 
     Raises:
         InputError: MLflow can't be used.
     """
-    with champion.store(uri):
-        mlflow.set_tracking_uri(uri)  # download_artifacts knows no other way
+    with open_store(uri):
+        mlflow.set_tracking_uri(uri)  # download_artifacts ignores its own argument for models
         local = mlflow.artifacts.download_artifacts(
             f"models:/{name}/{number}", dst_path=str(folder)
         )
+    root = Path(local).resolve()
     try:
-        held = Model.load(local).flavors["python_function"]["artifacts"]["model"]["path"]
-        directory = Path(local, held).resolve()
-    except Exception:  # MLflow raises many kinds for a description that it did not write
+        described = yaml.safe_load((root / "MLmodel").read_text(encoding="utf-8"))
+        held = described["flavors"]["python_function"]["artifacts"]["model"]["path"]
+        directory = (root / held).resolve()
+    except (FileNotFoundError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError):
         return None
-    return directory if directory.is_relative_to(Path(local).resolve()) else None
+    return directory if directory.is_relative_to(root) and directory.is_dir() else None
 
 
 def _champion(
-    uri: str,
-    name: str,
-    number: str,
-    challenger: Mapping[str, Any],
-    measure: Callable[[Path], Mapping[str, float]],
+    uri: str, name: str, number: str, challenger: Mapping[str, Any], measure: Measure
 ) -> dict[str, Any]:
-    """The champion's figures on the challenger's reviews."""
-    data = {key: challenger[key] for key in ("held_out", "byte_unigram")}
-    same = {**data, "vocabulary": challenger["vocabulary"]}
-    with champion.store(uri) as client:
+    """Returns the champion's figures on the challenger's reviews.
+
+    Only what the version itself holds can be the reason why it was not measured. A full disk or a
+    lost connection is an error, since the comparison may succeed when it is repeated.
+    """
+    with open_store(uri) as client:
         tags = client.get_model_version(name, number).tags
-    recorded = json.loads(tags.get(OUTCOME, "{}")).get("challenger", {})
-    if same.items() <= recorded.items():
-        return {**recorded, "measured": "recorded"}
+    if tags.get(MEASURED_ON) == challenger["measured_on"]:
+        figures = {key: float(tags[key]) for key in gate.FIGURES if key in tags}
+        return {"version": number, **figures, "measured": "recorded"}
+    from minigpt.model import directory  # loads Keras
+
     with tempfile.TemporaryDirectory() as folder:
-        directory = fetch(uri, name, number, Path(folder))
+        path = fetch(uri, name, number, Path(folder))
         try:
-            if directory is None:
+            if path is None:
                 raise InputError("it holds no model directory")
-            measured = measure(directory)
+            loaded = directory.load(path)
+        except directory.OlderFormat:
+            problem = f"version {number} has an older format"
         except InputError as error:
-            return {"version": number, "measured": "not", "problem": str(error)}
-    return {"version": number, **measured, **data, "measured": "again"}
+            problem = f"version {number} can't be loaded: {error}"
+        else:
+            return {"version": number, **measure(loaded), "measured": "again"}
+    return {"version": number, "measured": "not", "problem": problem}
 
 
-def _lineage(run: Run) -> dict[str, str]:
-    tags = {"minigpt.run_id": run.info.run_id}
-    if commit := run.data.tags.get("mlflow.source.git.commit"):
-        tags["git.commit"] = commit
-    wanted = ("dvc.lock:data/reviews.parquet", "dvc.lock:data/sequences")
-    return tags | {key: run.data.tags[key] for key in wanted if key in run.data.tags}
+def _recorded(uri: str, name: str, number: str) -> dict[str, Any]:
+    """Returns the outcome of the version's challenge, if it was decided before."""
+    with open_store(uri) as client, tempfile.TemporaryDirectory() as folder:
+        run_id = _run_of(client, name, number)
+        path = f"gate/{_record(name, number)}"
+        if path not in {file.path for file in client.list_artifacts(run_id, "gate")}:
+            return {}
+        local = Path(client.download_artifacts(run_id, path, folder))
+        return dict(json.loads(local.read_text(encoding="utf-8")))
 
 
-def _log_model(tracker: Tracker, model_dir: Path, prompts: Sequence[str]) -> str:
+def _run_of(client: MlflowClient, name: str, number: str) -> str:
+    return str(client.get_model_version(name, number).run_id)
+
+
+def _record(name: str, number: str) -> str:
+    return f"{name}_{number}.json"
+
+
+def _request(limits: config.RequestConfig) -> str:
+    return ", ".join(f"{value} {key.removeprefix('max_')}" for key, value in limits)
+
+
+def _log_model(mirror: Mirror, model_dir: Path, prompts: Sequence[str]) -> str:
     example = pyfunc.example(prompts)
-    mlflow.set_tracking_uri(tracker.uri)  # log_model knows no other way
-    with mlflow.start_run(run_id=tracker.run_id):
+    mlflow.set_tracking_uri(mirror.uri)  # log_model knows no other way
+    with mlflow.start_run(run_id=mirror.run_id):
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(pyfunc.__file__).resolve()),
-            artifacts={"model": str(model_dir)},
+            artifacts={"model": model_dir.resolve().as_uri()},
             code_paths=[str(Path(__file__).resolve().parents[1])],
             pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-            signature=pyfunc.signature(tracker.config),
-            model_config=dict(tracker.config["tracking"]["request"]),
+            signature=pyfunc.signature(mirror.config),
+            model_config=mirror.config.tracking.request.model_dump(mode="json"),
             input_example=example,
         )
-        # MLflow only warns of a model that doesn't work; one that fails here isn't registered.
+        # MLflow only warns of a model that doesn't work; one that fails here is not registered.
         mlflow.pyfunc.load_model(logged.model_uri).predict(*example)
     return str(logged.model_uri)
-
-
-def _directory_sha256(directory: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        name, content = path.relative_to(directory).as_posix(), hashlib.sha256(path.read_bytes())
-        digest.update(f"{name}\0{content.hexdigest()}\n".encode())
-    return digest.hexdigest()

@@ -1,1 +1,1 @@
-"""Fitting the network: epochs, optimizers and checkpoints."""
+"""Fits the network: epochs that can be resumed, optimizers and checkpoints."""

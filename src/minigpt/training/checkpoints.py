@@ -1,7 +1,7 @@
-"""What a training goes on from after it was stopped, at any step."""
+"""Checkpoints: a training that is stopped at any step goes on from the newest one."""
 
-import hashlib
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,15 +15,16 @@ from minigpt.common import files
 from minigpt.common.errors import InputError
 
 STATE_FILE = "state.json"
+_OWN_FILE = re.compile(r"after_\d{5,}_\d{8,}\.npz(\.tmp)?")
 
 
 class Epoch(NamedTuple):
-    """What one epoch gave.
+    """The results of one epoch.
 
     Attributes:
-        row: losses and learning rate; the same on every run of one configuration.
-        timing: when it finished and how fast it was; never the same twice.
-        texts: what the model wrote after it.
+        row: Losses and learning rate; the same in every run of one configuration.
+        timing: When it finished and how fast it was; different in every run.
+        texts: What the model wrote after it.
     """
 
     row: dict[str, float]
@@ -31,61 +32,81 @@ class Epoch(NamedTuple):
     texts: list[dict[str, Any]]
 
 
+class LoggedStep(NamedTuple):
+    """The training loss since the logged step before.
+
+    Attributes:
+        epoch: The epoch, from 1.
+        step: The step within the epoch, from 1.
+        loss: The mean loss over the tokens since the logged step before, in nats.
+        learning_rate: The learning rate at this step.
+        total: The sum of the losses since the epoch began, from which the next row is computed.
+        tokens: The number of tokens since the epoch began.
+    """
+
+    epoch: int
+    step: int
+    loss: float
+    learning_rate: float
+    total: float
+    tokens: float
+
+
 def best_epoch(done: Sequence[Epoch]) -> int:
-    """The number, from 1, of the epoch with the lowest val_loss (the last without validation)."""
+    """Returns the epoch, from 1, with the lowest val_loss; without validation the last one."""
     if "val_loss" not in done[-1].row:
         return len(done)
     return 1 + min(range(len(done)), key=lambda epoch: done[epoch].row["val_loss"])
 
 
 class Checkpoints:
-    """The variables after some step, after the one before, and after the best epoch.
+    """Keeps the variables after the newest step, the one before it, and the best epoch.
 
-    Each is a file of arrays, counted in by state.json with its checksum once it is whole.
+    Each checkpoint is a file of arrays. state.json lists it with its checksum once it is complete.
 
     Args:
-        directory: made, and emptied of what can't be used.
-        identity: what a checkpoint must agree with to be used: configuration, data, versions.
-        resume: whether to go on from a checkpoint at all.
-        recorded: the mark of a training that needs no going on with, as `finish` was given it.
+        directory: Created if it is missing; of what is in it, only unusable checkpoints are
+            removed.
+        identity: A digest of everything that decides the weights. A checkpoint with another one
+            is not used.
+        resume: Whether to use a checkpoint at all.
+        recorded: The mark of a training that is complete and recorded, as given to `finish`. A
+            checkpoint with this mark is not used.
 
     Attributes:
-        train_id: names this training, also after it was resumed.
-        epochs: those that are done.
-        step: steps that are done of the epoch under way.
+        train_id: A random name for this training, which it keeps when it is resumed.
+        epochs: The completed epochs.
+        step: The completed steps of the epoch under way.
+        logged: The logged steps up to here.
     """
 
     def __init__(self, directory: Path, identity: str, resume: bool, recorded: str = "") -> None:
         self.directory, self.identity, self._mark = directory, identity, ""
-        self.train_id, self.epochs, self.step = uuid.uuid4().hex, list[Epoch](), 0
+        self.train_id, self.step = uuid.uuid4().hex, 0
+        self.epochs: list[Epoch] = []
+        self.logged: list[LoggedStep] = []
         self._files: list[dict[str, Any]] = []  # name, sha256, epochs and step; the newest last
         state = _read(directory / STATE_FILE) if resume else {}
-        over = recorded and state.get("mark") == recorded
-        if state.get("identity") == identity and not over:
-            self.train_id, self._files = state["train_id"], state["files"]
-            while self._files and not self._sound(self._files[-1]):
-                self._files.pop()
-            if self._files:
-                self.step = self._files[-1]["step"]
-                done = state["epochs"][: self._files[-1]["epochs"]]
-                self.epochs = [Epoch(**epoch) for epoch in done]
+        is_recorded = recorded and state.get("mark") == recorded
+        if state.get("identity") == identity and not is_recorded:
+            self._restore(state)
         directory.mkdir(parents=True, exist_ok=True)
         self._write_state()
 
     def save(self, model: keras.Model, *, epoch: Epoch | None = None, step: int = 0) -> None:
-        """Adds a checkpoint: its variables first, then the state that counts it in.
+        """Adds a checkpoint: first its variables, then the state that lists it.
 
         Args:
-            model: compiled, its optimizer built.
-            epoch: the one that has just ended; None: it is under way.
-            step: steps of it that are done.
+            model: The compiled model, its optimizer built.
+            epoch: The epoch that has just ended; None while one is under way.
+            step: The completed steps of the epoch under way.
 
         Raises:
-            InputError: a weight is NaN or infinite, or the disk is full; nothing is added.
+            InputError: A weight is not finite, or the disk is full; nothing is added.
         """
         epochs = len(self.epochs) + bool(epoch)
         arrays = [ops.convert_to_numpy(variable) for variable in _variables(model)]
-        # The loss of a step is that of the weights before it: it can't tell of these.
+        # The loss of a step is that of the weights before the update, so it can't show this.
         if not all(np.isfinite(array).all() for array in arrays):
             raise InputError(
                 f"the weights are no longer finite after step {step} of epoch "
@@ -96,33 +117,33 @@ class Checkpoints:
         with files.replacing(path) as beside, beside.open("wb") as file:
             np.savez(file, *arrays)
         entry = {"epochs": epochs, "step": step}
-        self._files.append({"name": path.name, "sha256": _sha256(path), **entry})
+        self._files.append({"name": path.name, "sha256": files.sha256(path), **entry})
         if epoch:
             self.epochs.append(epoch)
         self.step = step
         self._write_state()
 
     def finish(self, mark: str) -> None:
-        """Keeps what the end can be reached from again, until `mark` is known to be recorded.
+        """Keeps the final checkpoints until DVC has recorded the outputs.
 
         Args:
-            mark: names what this training has led to.
+            mark: A name for the outputs of this training.
         """
         self._mark = mark
         self._files = [file for file in self._files if not file["step"]]
         self._write_state()
 
     def load(self, model: keras.Model, epoch: int | None = None) -> None:
-        """Takes the variables back to the newest checkpoint, or to the end of an epoch.
+        """Restores the variables of the newest checkpoint, or of the end of an epoch.
 
         Raises:
-            InputError: the file of that epoch was altered or has gone.
+            InputError: The checkpoint of that epoch is missing or was altered.
         """
         if epoch is None:
             found = self._files[-1:]
         else:
             found = [f for f in self._files if (f["epochs"], f["step"]) == (epoch, 0)]
-        if not found or not self._sound(found[0]):
+        if not found or not self._is_intact(found[0]):
             raise InputError(
                 f"the checkpoint of epoch {epoch or len(self.epochs)} in {self.directory} is "
                 "missing or was altered: remove the folder and train again"
@@ -131,9 +152,20 @@ class Checkpoints:
             for variable, name in zip(_variables(model), arrays.files, strict=True):
                 variable.assign(arrays[name])
 
-    def _sound(self, entry: dict[str, Any]) -> bool:
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.train_id, self._files = state["train_id"], state["files"]
+        while self._files and not self._is_intact(self._files[-1]):
+            self._files.pop()
+        if self._files:
+            done, self.step = self._files[-1]["epochs"], self._files[-1]["step"]
+            self.epochs = [Epoch(**epoch) for epoch in state["epochs"][:done]]
+            logged = (LoggedStep(*row) for row in state["logged"])
+            end = (done + 1, self.step)
+            self.logged = [row for row in logged if (row.epoch, row.step) <= end]
+
+    def _is_intact(self, entry: dict[str, Any]) -> bool:
         path = self.directory / entry["name"]
-        return path.is_file() and _sha256(path) == entry["sha256"]
+        return path.is_file() and files.sha256(path) == entry["sha256"]
 
     def _write_state(self) -> None:
         best = best_epoch(self.epochs) if self.epochs else 0
@@ -146,25 +178,21 @@ class Checkpoints:
             "train_id": self.train_id,
             "mark": self._mark,
             "epochs": [epoch._asdict() for epoch in self.epochs],
+            "logged": self.logged,
             "files": self._files,
         }
-        with files.replacing(self.directory / STATE_FILE) as beside:
-            beside.write_text(json.dumps(state))
-        needed = {self.directory / file["name"] for file in self._files}
-        for stale in set(self.directory.iterdir()) - needed - {self.directory / STATE_FILE}:
-            stale.unlink()
+        files.write_text(self.directory / STATE_FILE, json.dumps(state))
+        needed = {file["name"] for file in self._files}
+        for path in self.directory.iterdir():
+            if path.name not in needed and _OWN_FILE.fullmatch(path.name) and path.is_file():
+                path.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError):
         return {}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _variables(model: keras.Model) -> list[keras.Variable]:

@@ -1,0 +1,94 @@
+"""What `make demo` ends with: a few texts, the curve of the losses, and what to try next."""
+
+import csv
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.common import paths
+
+TEXTS = 3
+WIDTH, HEIGHT = 64, 10  # of the chart, in characters
+
+NEXT = """\
+What to try next (after `source .venv/bin/activate`):
+
+  make ui
+      shows this run in MLflow, on http://127.0.0.1:5000
+  dvc exp run -S groups.experiment=demo -S train.epochs=3
+      trains longer; `dvc metrics diff demo` compares
+  dvc exp run -S groups.experiment=demo -S groups.corpus=files -S corpus.url=/path/to/texts
+      trains on a folder of .txt files of your own: docs/own-corpus.md
+"""
+
+
+def main() -> int:
+    """Prints the page about the reports in the folder that the first argument names."""
+    print(page(Path(sys.argv[1])))
+    return 0
+
+
+def page(reports: Path) -> str:
+    """Returns what is worth reading in the reports of a run.
+
+    Args:
+        reports: a copy of the folder reports/, written with some of the reviews held out.
+    """
+    texts = (reports / paths.SAMPLES_TEXT.name).read_text(encoding="utf-8").split("\n\n")
+    shown = [
+        textwrap.fill(text, 96, initial_indent="  ", subsequent_indent="  ")
+        for text in texts[:: max(len(texts) // TEXTS, 1)][:TEXTS]  # spread over the prompts
+    ]
+    steps = _columns(reports / paths.STEPS.name)
+    epochs = _columns(reports / paths.LOSSES.name)
+    ends = [steps["step"][steps["epoch"] == epoch].max() for epoch in epochs["epoch"]]
+    figures = json.loads((reports / paths.EVALUATION.name).read_text(encoding="utf-8"))
+    return "\n\n".join(
+        [
+            f"\nWhat the model writes (more in {reports / paths.SAMPLES_TEXT.name}):",
+            *shown,
+            f"Loss in nats per token, over {steps['step'].max():.0f} steps: "
+            "* in training, o on held-out reviews",
+            chart(steps["step"], steps["loss"], np.array(ends), epochs["val_loss"]),
+            f"On held-out reviews the loss is {figures['loss']:.3f} (perplexity "
+            f"{figures['perplexity']:.2f}). An n-gram model reaches "
+            f"{figures['kneser_ney']['loss']:.3f}, word frequencies alone "
+            f"{figures['unigram']['loss']:.3f}.",
+            NEXT,
+        ]
+    )
+
+
+def chart(x: np.ndarray, line: np.ndarray, marked_x: np.ndarray, marks: np.ndarray) -> str:
+    """Returns a chart in characters.
+
+    Args:
+        x: where the points of the line are, in ascending order.
+        line: their values, drawn as `*`.
+        marked_x: where single points are.
+        marks: their values, drawn as `o`.
+    """
+    low, high = min(line.min(), marks.min()), max(line.max(), marks.max())
+    columns = np.linspace(x.min(), x.max(), WIDTH)
+    rows = [[" "] * WIDTH for _ in range(HEIGHT)]
+    for sign, xs, ys in (("*", columns, np.interp(columns, x, line)), ("o", marked_x, marks)):
+        for column, value in zip(xs, ys, strict=True):
+            down = round((high - value) / max(high - low, 1e-9) * (HEIGHT - 1))
+            rows[down][int(np.abs(columns - column).argmin())] = sign
+    labels = [f"{high:6.2f}", *[" " * 6] * (HEIGHT - 2), f"{low:6.2f}"]
+    return "\n".join(
+        f"{label} |{''.join(row)}".rstrip() for label, row in zip(labels, rows, strict=True)
+    )
+
+
+def _columns(path: Path) -> dict[str, np.ndarray]:
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
