@@ -32,8 +32,9 @@ demo: setup  ## the whole pipeline on the embedded sample
 repro: setup  ## dvc repro: the real thing, on IMDB
 	dvc repro
 
+# PYTHONPATH: a copy of the project runs its own code, not the installed one.
 retrain: setup  ## pull, reproduce, report and push, as CI does (RETRAIN_EXPERIMENT=, RETRAIN_OVERRIDES=)
-	minigpt retrain
+	PYTHONPATH=src minigpt retrain
 
 # The store's address may hold a password, so it comes in the environment: everyone can see a command line.
 PORT ?= 5000
@@ -78,6 +79,6 @@ fuzz: setup  ## hostile input at random (MINUTES=1)
 
 COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
   --no-emit-index-url --no-emit-find-links
-lock: setup  ## resolve the lock files again (ARGS=--upgrade for newer versions of everything)
+lock: setup  ## resolve the lock files again, with uv (ARGS=--upgrade for newer versions of everything)
 	$(COMPILE) $(ARGS) --extra dev --extra search pyproject.toml -o requirements.lock
 	echo uv | $(COMPILE) $(ARGS) - -o requirements-uv.lock

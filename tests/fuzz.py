@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import yaml
 from hypothesis import strategies as st
 
-from minigpt import config
+from minigpt import composition, config
 from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig
@@ -225,7 +225,7 @@ def tfrecord() -> Case:
 @target
 def configuration() -> Case:
     """A resolved.yaml with altered values, or altered as text."""
-    composed = config.compose(ROOT / "conf", ROOT / "params.yaml").model_dump(mode="json")
+    composed = composition.compose(ROOT / "conf", ROOT / "params.yaml").model_dump(mode="json")
     keys = [(a, b) for a, section in composed.items() for b in section]
     odd = ANYTHING | st.sampled_from(["${oc.env:HOME}", "${train.epochs}", "???", "${", "null"])
 

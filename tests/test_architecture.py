@@ -4,9 +4,13 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 from imports import MODULES, imports
+
+from minigpt.common.validation import Section, is_section
+from minigpt.config import Config
 
 # Imports point rightwards only; rooms of one place import nothing of each other.
 ORDER = (
@@ -18,6 +22,7 @@ ORDER = (
     {"generation"},
     {"model"},
     {"data"},
+    {"composition"},
     {"config"},
     {"common"},
 )
@@ -65,3 +70,20 @@ def test_nothing_is_given_to_a_shell_or_unpickled(module: str) -> None:
     assert loaders <= {"mlflow.pyfunc.load_model"}  # of the version registered a moment before
     given = {(k.arg, ast.unparse(k.value)) for call in calls for k in call.keywords}
     assert not given & {("shell", "True"), ("allow_pickle", "True"), ("safe_mode", "False")}
+
+
+def fields(section: type[Section]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield from fields(field.annotation) if is_section(field.annotation) else [name]
+
+
+def test_every_field_of_the_configuration_is_read() -> None:
+    """A field that no module names is one that somebody forgot to use, or to remove."""
+    named = set[str]()
+    for module, file in MODULES.items():
+        if module != "minigpt.config":
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                named |= {node.attr} if isinstance(node, ast.Attribute) else set()
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    named.add(node.value)
+    assert set(fields(Config)) - named == set()

@@ -10,7 +10,7 @@ import pytest
 from mlflow import MlflowClient
 from tracked import OlderFormat, fake_model
 
-from minigpt import cli, config
+from minigpt import cli, composition, config
 from minigpt.common.errors import InputError
 from minigpt.tracking import champion
 
@@ -98,7 +98,7 @@ def test_the_store_is_needed(
 def test_the_model_is_that_of_the_configuration(store: str, capsys: Any) -> None:
     assert cli.main(["history"]) == 2  # there is no resolved.yaml
     assert "resolved.yaml is missing; run `dvc repro`" in capsys.readouterr().err
-    composed = config.compose(ROOT / "conf", ROOT / "params.yaml")
+    composed = composition.compose(ROOT / "conf", ROOT / "params.yaml")
     tracking = composed.tracking.model_copy(update={"model_name": "mini"})
     config.save(composed.model_copy(update={"tracking": tracking}))
     assert cli.main(["history"]) == 0

@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import script
 from benchmarks.training import batch, copy_weights
-from minigpt import config
+from minigpt import composition
 from minigpt.config import Config
 from minigpt.model.network import MiniGPT
 from minigpt.training import fit, optimizers
@@ -24,7 +24,7 @@ LOSS = 9.916353  # of the weights of Keras's seed 1, on the batch of `make bench
 def seed(tmp_path_factory: pytest.TempPathFactory) -> Config:
     params = tmp_path_factory.mktemp("seed") / "params.yaml"
     params.write_text("groups: {experiment: seed}\n", encoding="utf-8")
-    return config.compose(Path(__file__).resolve().parents[1] / "conf", params)
+    return composition.compose(Path(__file__).resolve().parents[1] / "conf", params)
 
 
 def test_the_optimizer_is_keras_s_own_adam(seed: Config) -> None:

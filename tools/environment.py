@@ -82,7 +82,7 @@ def uv_environment(listed: str) -> dict[str, str]:
     """Returns the variables that tell uv what pip's settings tell pip.
 
     Args:
-        listed: what `pip config list` prints: lines such as `global.index-url='...'`.
+        listed: What `pip config list` prints: lines such as `global.index-url='...'`.
     """
     found = {}
     lines = [line.partition("=") for line in listed.splitlines()]

@@ -3,4 +3,4 @@
 import sys
 
 if "keras" in sys.modules:  # so that keras.saving.load_model knows the class in an exported file
-    import minigpt.model.network
+    import minigpt.model.network  # noqa: F401

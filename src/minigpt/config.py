@@ -1,46 +1,54 @@
 """The configuration: a pydantic model for each section, validated before anything runs.
 
-Hydra composes conf/, params.yaml is laid over it, and the `compose` stage writes the result to
-resolved.yaml, where every stage reads its own section. A field states its range, its documentation
-and, where there is a neutral value, its default. A value that switches something off is 0: in
-params.yaml null means "as composed".
+The `compose` stage puts it together from conf/ and params.yaml and writes resolved.yaml, where
+every stage reads its own section. A field states its range, its documentation and, where there is a
+neutral value, its default. A value that switches something off is 0: in params.yaml null means "as
+composed".
 """
 
-import contextlib
 import io
 import json
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, Field, model_validator
 
-from minigpt.common import files, paths, validation
+from minigpt.common import files, paths
 from minigpt.common.errors import InputError
-from minigpt.common.validation import Loc, Section, cross_check, is_section, named, shown, validate
+from minigpt.common.validation import Section, allowed, is_section, validate
 
 __all__ = ["validate"]  # beside what is defined here
 
 CONF = Path("conf")
 PARAMS = Path("params.yaml")
 
-_Layers = list[tuple[str, dict[str, Any]]]  # the name of a file or a folder, and what it holds
+# Prompts for movie reviews. A corpus of the user's own may not know them.
+DEFAULT_PROMPTS = ("this movie is", "the acting was", "i loved", "what a waste of")
+LEAST_TEMPERATURE = 0.001  # smaller ones overflow the logits in float32
 
-_REFERENCE = re.compile(r"(?<!\\)\$\{([a-z0-9_.]+)\}")  # ${section.key}, not \${section.key}
+# What PyYAML and OmegaConf raise for a text that is no valid YAML.
+MALFORMED = (
+    yaml.YAMLError,
+    OmegaConfBaseException,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 def _without_password(url: str) -> str:
     if re.match(r"\w+://[^/]*@", url):
-        raise PydanticCustomError(
-            validation.PROBLEM,
-            "holds a name or a password: put them into ~/.netrc, since resolved.yaml is committed",
-        )
+        raise ValueError
     return url
 
 
@@ -48,6 +56,12 @@ def _inside(folder: str) -> str:
     if folder.startswith("/") or ".." in folder.split("/"):
         raise ValueError
     return folder
+
+
+def _holds_in_float32(temperature: float) -> float:
+    if 0 < temperature < LEAST_TEMPERATURE:
+        raise ValueError
+    return temperature
 
 
 def _not_reserved(alias: str) -> str:
@@ -60,7 +74,11 @@ def _not_reserved(alias: str) -> str:
 _FILLED = Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")
 Text = Annotated[str, _FILLED, "a text, not blank, in valid Unicode and without NUL"]
 Url = Annotated[
-    str, _FILLED, AfterValidator(_without_password), "http(s)://, file:// or a path, without NUL"
+    str,
+    _FILLED,
+    AfterValidator(_without_password),
+    "http(s)://, file:// or a path, without NUL, and without a name or password: put them into "
+    "~/.netrc, since resolved.yaml is committed",
 ]
 Folder = Annotated[str, _FILLED, AfterValidator(_inside), "a folder inside the archive"]
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$"), "64 hexadecimal digits, or nothing"]
@@ -75,6 +93,12 @@ Alias = Annotated[
     AfterValidator(_not_reserved),
     "up to 200 letters, digits and any of `_-`, but not what MLflow reserves (latest, v1) nor "
     "champion, which the gate gives",
+]
+Temperature = Annotated[
+    float,
+    Field(ge=0, le=100),
+    AfterValidator(_holds_in_float32),
+    "0, or 0.001 to 100",
 ]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -103,15 +127,16 @@ class CorpusConfig(Section):
     max_ratio: float = Field(default=100.0, ge=1, le=100_000)
     """Most bytes that one byte of the archive may unpack to."""
 
-    @cross_check
-    def _archive_has_a_checksum(self) -> Iterator[tuple[str, str]]:
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        problems = []
         if self.format == "archive" and not self.sha256:
-            yield "sha256", "is '': an archive needs 64 hexadecimal digits"
-
-    @cross_check
-    def _archive_has_folders(self) -> Iterator[tuple[str, str]]:
+            problems.append("sha256 is '': an archive needs 64 hexadecimal digits")
         if self.format == "archive" and not self.folders:
-            yield "folders", "is empty: name the folders of the archive that hold the reviews"
+            problems.append("folders is empty: name the folders of the archive that hold reviews")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class VocabularyConfig(Section):
@@ -160,11 +185,12 @@ class ModelConfig(Section):
     dtype_policy: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     """Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16."""
 
-    @cross_check
-    def _heads_divide_the_width(self) -> Iterator[tuple[str, str]]:
-        if self.embed_dim % self.num_heads:
-            text = f"is {self.embed_dim}, not divisible by model.num_heads, {self.num_heads}"
-            yield "embed_dim", text
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        width, heads = self.embed_dim, self.num_heads
+        if width % heads:
+            raise ValueError(f"embed_dim is {width}, not divisible by model.num_heads, {heads}")
+        return self
 
 
 class TrainConfig(Section):
@@ -192,17 +218,22 @@ class TrainConfig(Section):
     """Epochs without a better val_loss; 0: never stop."""
     keep: Literal["best", "last"] = "last"
     """Epoch whose weights the model directory gets."""
+    backend: Literal["tensorflow", "jax"] = "tensorflow"
+    """Keras backend of the training; JAX is always compiled."""
     jit_compile: bool = False
     """Whether to compile with XLA, which is slower on a CPU with the TensorFlow backend."""
     seed: int = Field(default=1, ge=0, le=2**31 - 1)
     """Seed of weights, dropout and shuffling."""
 
-    @cross_check
-    def _only_adamw_decays(self) -> Iterator[tuple[str, str]]:
+    @model_validator(mode="after")
+    def _only_adamw_decays(self) -> Self:
         decay, optimizer = self.weight_decay, self.optimizer
         if decay and optimizer != "adamw":
-            text = f"is {decay} but train.optimizer is {optimizer}: only adamw decays weights"
-            yield "weight_decay", text
+            raise ValueError(
+                f"weight_decay is {decay} but train.optimizer is {optimizer}: only adamw "
+                "decays weights"
+            )
+        return self
 
 
 class SamplingConfig(Section):
@@ -210,7 +241,7 @@ class SamplingConfig(Section):
 
     max_tokens: int = Field(ge=1, le=100_000)
     """Tokens written after a prompt."""
-    temperature: float = Field(default=1.0, ge=0, le=100)
+    temperature: Temperature = 1.0
     """Divides the logits; 0: the most probable token."""
     top_k: int = Field(default=0, ge=0, le=10_000_000)
     """Keep the k most probable tokens; 0: all."""
@@ -234,7 +265,7 @@ class SamplingConfig(Section):
 class PreviewConfig(SamplingConfig):
     """The texts that are logged after each epoch. They change no weights."""
 
-    prompts: list[Text] = Field(min_length=1)
+    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS[:1]), min_length=1)
     """A text is written for each."""
 
 
@@ -257,7 +288,7 @@ class LoggingConfig(Section):
 class EvaluateConfig(SamplingConfig):
     """The texts that are sampled and counted, and the baseline."""
 
-    prompts: list[Text] = Field(min_length=1)
+    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
     """Texts to continue, in turn, until there are enough reviews."""
     reviews: int = Field(ge=2, le=100_000)
     """Reviews to write and count."""
@@ -268,7 +299,7 @@ class EvaluateConfig(SamplingConfig):
 class SampleConfig(SamplingConfig):
     """The reviews that the sample stage writes."""
 
-    prompts: list[Text] = Field(min_length=1)
+    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
     """Texts to continue."""
     reviews_per_prompt: int = Field(default=1, ge=1, le=10_000)
     """Reviews written for each prompt."""
@@ -277,7 +308,7 @@ class SampleConfig(SamplingConfig):
 class GateConfig(Section):
     """Which model is registered, and which one replaces the champion."""
 
-    max_perplexity: float = Field(default=0.0, ge=0, le=1e12)
+    max_perplexity: float = Field(default=0.0, ge=0, le=10**12)
     """Largest held-out perplexity; 0: any."""
     max_copied_run: float = Field(default=0.0, ge=0, le=100_000)
     """Most words in a row that all but 5% of the sampled reviews copy; 0: any."""
@@ -327,66 +358,36 @@ class Config(Section):
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig
 
-    @cross_check
-    def _context_fits_the_sequences(self) -> Iterator[tuple[str, str]]:
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems = []
         context, length = self.model.context_length, self.sequences.length
         if context != length:
-            yield (
-                "model.context_length",
-                f"is {context} but sequences.length is {length}: set both the same (the model "
-                "trains on whole sequences, and never on positions past their end)",
+            problems.append(
+                f"model.context_length is {context} but sequences.length is {length}: set both "
+                "the same (the model trains on whole sequences, and never on positions past their "
+                "end)"
             )
-
-    @cross_check
-    def _head_holds_the_vocabulary(self) -> Iterator[tuple[str, str]]:
         rows, entries = self.model.vocabulary_size, self.vocabulary.max_tokens
         if 0 < rows < entries:
-            yield (
-                "model.vocabulary_size",
-                f"is {rows}, below vocabulary.max_tokens, {entries}: raise it, or set 0 to take "
-                "the vocabulary's own size",
+            problems.append(
+                f"model.vocabulary_size is {rows}, below vocabulary.max_tokens, {entries}: raise "
+                "it, or set 0 to take the vocabulary's own size"
             )
-
-    @cross_check
-    def _held_out_reviews_decide(self) -> Iterator[tuple[str, str]]:
         patience, keep = self.train.early_stopping, self.train.keep
         if not self.sequences.validation_fraction and (patience or keep == "best"):
-            yield (
-                "train.early_stopping",
-                f"is {patience} and train.keep is {keep}, but sequences.validation_fraction is 0: "
-                "no reviews are held out to decide by; set it above 0, or set early_stopping to 0 "
-                "and keep to last",
+            problems.append(
+                f"train.early_stopping is {patience} and train.keep is {keep}, but "
+                "sequences.validation_fraction is 0: no reviews are held out to decide by; set it "
+                "above 0, or set early_stopping to 0 and keep to last"
             )
-
-    @cross_check
-    def _top_k_is_within_the_vocabulary(self) -> Iterator[tuple[str, str]]:
-        most = self.vocabulary.max_tokens
         for name in ("preview", "evaluate", "sample"):
-            top_k = getattr(getattr(self, name, None), "top_k", 0)
-            if top_k > most:
-                yield f"{name}.top_k", f"is {top_k}, above vocabulary.max_tokens, {most}"
-
-
-def compose(conf: Path = CONF, params: Path = PARAMS) -> Config:
-    """Composes conf/ as params.yaml selects, lays its values over, and validates the whole.
-
-    Hydra's Compose API: https://hydra.cc/docs/advanced/compose_api/.
-
-    Args:
-        conf: The folder of config groups; its config.yaml names the default choices.
-        params: `groups:` picks one file per group; every other key is laid over the composed
-            value. null leaves things as composed.
-
-    Raises:
-        InputError: An unknown group, choice or key, a wrong type, a value out of range, or values
-            that contradict each other; the message lists all of them.
-    """
-    given = _without_nulls(_read(params))
-    if not conf.is_dir():
-        raise InputError(f"{conf}/ is missing; run `dvc repro` in the project's folder")
-    problems: list[str] = []
-    picked = _picked(conf, given.pop("groups", {}), params, problems)
-    return _checked([(f"{conf}/", _hydra(conf, picked)), (str(params), given)], problems)
+            top_k = getattr(self, name).top_k
+            if top_k > entries:
+                problems.append(f"{name}.top_k is {top_k}, above vocabulary.max_tokens, {entries}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
 
 def load(path: Path = paths.RESOLVED) -> Config:
@@ -395,7 +396,26 @@ def load(path: Path = paths.RESOLVED) -> Config:
     Raises:
         InputError: The file is missing or is not a valid configuration.
     """
-    return _checked([(str(path), _read(path))], [])
+    return validate(Config, read(path), file=str(path))
+
+
+def read(path: Path) -> dict[Any, Any]:
+    """Reads a YAML file of keys and values, with its interpolations as they stand.
+
+    Raises:
+        InputError: The file is missing or malformed.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; run `dvc repro` in the project's folder") from None
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(io.StringIO(raw.decode("utf-8"))))
+    except MALFORMED as error:
+        raise InputError(f"{path} can't be read as YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} must hold keys and values, not a list")
+    return content
 
 
 def save(config: Config, path: Path = paths.RESOLVED) -> None:
@@ -418,206 +438,6 @@ def _text_node(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _text_node)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; run `dvc repro` in the project's folder") from None
-    with _malformed(f"{path} can't be read as YAML"):
-        read = OmegaConf.load(io.StringIO(raw.decode("utf-8")))
-    if not isinstance(read, DictConfig):
-        raise InputError(f"{path} must hold keys and values, not a list")
-    return _plain(read)
-
-
-@contextlib.contextmanager
-def _malformed(problem: str, *more: type[Exception]) -> Iterator[None]:
-    """Turns what PyYAML and OmegaConf raise for a bad file, and more, into an InputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None:  # OmegaConf's own, for a file that holds one value, has none
-            raise
-        raise InputError(f"{problem}: {error}") from None
-    except (
-        *more,
-        yaml.YAMLError,
-        OmegaConfBaseException,
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise InputError(f"{problem}: {error}") from None
-
-
-def _plain(tree: DictConfig) -> dict[str, Any]:
-    """Returns a configuration as plain containers, with its interpolations as they stand."""
-    plain: Any = OmegaConf.to_container(tree)
-    return plain
-
-
-def _without_nulls(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_nulls(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if value is not None
-    }
-
-
-def _picked(conf: Path, groups: Any, params: Path, problems: list[str]) -> list[str]:
-    """Returns Hydra's overrides for the choices; adds what is wrong to the problems."""
-    if not isinstance(groups, dict):
-        problems.append(f"groups in {params} is {shown(groups)}: allowed is a choice per group")
-        return []
-    known = sorted(folder.name for folder in conf.iterdir() if folder.is_dir())
-    picked = []
-    for group, choice in groups.items():
-        name = f"{named(('groups', str(group)))} in {params}"
-        if group not in known:
-            problems.append(f"unknown group {name}: {validation.one_of(group, known)}")
-            continue
-        choices = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-        if choice in choices:
-            picked.append(f"{'+' if group == 'experiment' else ''}{group}={choice}")
-        else:
-            problems.append(f"{name} is {shown(choice)}: {validation.one_of(choice, choices)}")
-    return picked
-
-
-def _hydra(conf: Path, picked: list[str]) -> dict[str, Any]:
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.errors import HydraException
-
-    with (
-        _malformed(f"{conf}/ can't be composed", HydraException),
-        initialize_config_dir(config_dir=str(conf.resolve()), version_base="1.3"),
-    ):
-        return _plain(hydra_compose(config_name="config", overrides=picked))
-
-
-def _checked(layers: _Layers, problems: list[str]) -> Config:
-    """Lays the layers over the defaults and validates the result.
-
-    Args:
-        layers: The later ones win.
-        problems: What is wrong with the choice of the layers. If something is, contradictions
-            are not reported: the right choice may resolve them.
-    """
-    tree = _defaults(Config)
-    for _, values in layers:
-        tree = _laid_over(tree, values)
-    unresolved: dict[Loc, str] = {}
-    found = []
-    try:
-        config = Config.model_validate(_resolved(tree, tree, (), unresolved))
-        if not problems and not unresolved:
-            return config
-    except ValidationError as error:
-        found = error.errors(include_url=False)
-
-    def told() -> Iterator[str]:
-        yield from problems
-        for loc, text in unresolved.items():
-            yield f"{named(loc)} in {_source(loc, layers)} {text}"
-        for each in found:
-            loc, kind = each["loc"], each["type"]
-            if any(loc[: len(known)] == known for known in unresolved):
-                continue
-            if not problems or kind != validation.CONTRADICTION:
-                missing = kind == "missing"
-                source = _source(loc[:-1], layers[:1]) if missing else _source(loc, layers)
-                yield validation.describe(Config, each, source=source)
-
-    raise validation.refusal(told())
-
-
-def _defaults(section: type[Section]) -> dict[str, Any]:
-    return {
-        name: _defaults(field.annotation) if is_section(field.annotation) else field.get_default()
-        for name, field in section.model_fields.items()
-        if is_section(field.annotation) or not field.is_required()
-    }
-
-
-def _laid_over(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        below = base.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _laid_over(below, value) if both else value  # type: ignore[arg-type]
-    return merged
-
-
-def _resolved(
-    value: Any, tree: dict[str, Any], loc: Loc, problems: dict[Loc, str], via: Loc = ()
-) -> Any:
-    """Returns a value with each ${section.key} replaced by what stands there.
-
-    OmegaConf's own resolvers are not used: one such as oc.env would copy secrets into
-    resolved.yaml, which is committed.
-
-    Args:
-        value: A part of the tree.
-        tree: All sections.
-        loc: The place of the value.
-        problems: Takes what can't be resolved, by its place.
-        via: The keys that led here.
-    """
-
-    def inner(key: int | str, value: Any) -> Any:
-        return _resolved(value, tree, loc if via else (*loc, key), problems, via)
-
-    if isinstance(value, dict):
-        return {key: inner(key, each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [inner(at, each) for at, each in enumerate(value)]
-    if not isinstance(value, str):
-        return value
-
-    def referred(match: re.Match[str]) -> Any:
-        found: Any = tree
-        for part in match[1].split("."):
-            found = found.get(part) if isinstance(found, dict) else None
-        if found is None:
-            problems[loc] = f"is {shown(value)}: {match[1]} has no value"
-        elif match[1] in via or len(via) == 10:
-            problems[loc] = f"is {shown(value)}: {match[1]} leads back to itself"
-        else:
-            return _resolved(found, tree, loc, problems, (*via, match[1]))
-        return match[0]
-
-    if value == "???":
-        problems[loc] = "is '???': allowed is a value"
-    elif "${" in _REFERENCE.sub("", value):
-        problems[loc] = (
-            f"is {shown(value)}: of `${{...}}` only the key of another value is allowed, such as "
-            "${sequences.length}"
-        )
-    elif whole := _REFERENCE.fullmatch(value):
-        return referred(whole)
-    else:
-        return _REFERENCE.sub(lambda match: str(referred(match)), value)
-    return value
-
-
-def _source(loc: Loc, layers: _Layers) -> str:
-    """Returns the name of the last layer that holds a value, or nothing where none does."""
-    for source, found in reversed(layers):
-        for part in loc:
-            if not isinstance(found, dict):  # the value is part of a list or of a reference
-                return source
-            if part not in found:
-                break
-            found = found[part]
-        else:
-            return source
-    return ""
-
-
 def documentation() -> str:
     """Returns docs/configuration.md: what each key takes, its default and its meaning."""
     parts = [_INTRODUCTION]
@@ -637,8 +457,7 @@ def _rows(prefix: str, section: type[Section], chosen: str) -> Iterator[str]:
             yield from _rows(f"{prefix}.{name}", field.annotation, chosen)
         else:
             default = chosen if field.is_required() else f"`{json.dumps(field.default)}`"
-            told = validation.allowed(field.annotation, field.metadata)
-            yield f"| `{prefix}.{name}` | {told} | {default} | {field.description} |"
+            yield f"| `{prefix}.{name}` | {allowed(field)} | {default} | {field.description} |"
 
 
 _INTRODUCTION = """\

@@ -27,6 +27,7 @@ def test_prompts_take_turns_and_no_two_batches_draw_alike(monkeypatch: pytest.Mo
     generator, steps = SimpleNamespace(tokenizer=WORDS, tokens=tokens), []
     prompts, written = samples.write(
         generator,
+        CONFIG.prompts,
         CONFIG,
         lambda *step: steps.append(step),  # type: ignore[arg-type]
     )

@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import boto3
@@ -24,24 +23,20 @@ import pytest
 import requests
 from mlflow import MlflowClient
 from moto.server import ThreadedMotoServer
+from tracked import CONFIG, fake_model, write_evaluation, write_run
 
-import minigpt
 from minigpt.common.errors import InputError
-from minigpt.tracking.mirror import Tracker
-from minigpt.tracking.registry import register
+from minigpt.tracking.mirror import Mirror
+from minigpt.tracking.registry import MEASURED_ON, challenge, register
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("clean_environment")]
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("clean_environment"),
+]
 
 USER, PASSWORD = "trainer", "a long pass-phrase/of ours"
 DATABASE_PASSWORD = "database-secret"
-SAMPLE = {"max_tokens": 40, "temperature": 0.9, "top_k": 0, "top_p": 0.9, "min_p": 0.0}
-SAMPLE |= {"repetition_penalty": 1.0, "allow_unknown": False, "seed": 7}
-REQUEST = {"max_prompts": 9, "max_prompt_bytes": 999, "max_tokens": 99, "max_total_tokens": 999}
-CONFIG = {
-    "vocabulary": {"style": "spaced"},
-    "sample": {"prompts": ["this movie"], **SAMPLE},
-    "tracking": {"request": REQUEST},
-}
 
 
 class Server(NamedTuple):
@@ -157,49 +152,47 @@ def sign_in(patch: pytest.MonkeyPatch, url: str, user: str = "", password: str =
             patch.setenv(f"MLFLOW_TRACKING_{name}", value)
 
 
-@pytest.fixture
-def model_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A model directory that answers with its prompts."""
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model/vocabulary.txt").write_text("\n[UNK]\nfilm\n")
-    loaded = SimpleNamespace(network=None, vocabulary=None, config=CONFIG)
-    fakes = {
-        "model": SimpleNamespace(load=lambda path: loaded),
-        "decoding": SimpleNamespace(
-            Generator=lambda *args: lambda prompts, sampling: prompts, Sampling=SimpleNamespace
-        ),
-    }
-    for name, fake in fakes.items():  # no TensorFlow here
-        monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
-        monkeypatch.setattr(minigpt, name, fake, raising=False)
-    return tmp_path / "model"
-
-
 def test_a_run_and_a_model_go_there_and_come_back(
-    server: Server, model_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sign_in(monkeypatch, server.url, USER, PASSWORD)
-    tracker = Tracker("t1", CONFIG, tmp_path, strict=True)
-    text = {"prompt": "this movie", "text": "This movie is fine."}
-    tracker.epoch({"epoch": 1, "loss": 2.5}, {"finished_ms": 1}, [text])
-    tracker.finish()
+    write_run(tmp_path)
+    write_evaluation(tmp_path)
+    mirror = Mirror(tmp_path, CONFIG, strict=True)
+    for _ in range(2):
+        mirror.send()
     registered = register(
-        tracker, model_dir, name="minigpt", alias="challenger", prompts=["this movie"], tags={}
+        mirror,
+        fake_model(tmp_path, monkeypatch),
+        name="minigpt",
+        alias="challenger",
+        prompts=["this movie"],
+        tags={"bits_per_byte": 1.5, MEASURED_ON: "reviews"},
+        description=lambda version: "a card " * 1000,
     )
     assert registered["version"] == "1"
+    challenger = {"version": "1", "measured_on": "reviews", "bits_per_byte": 1.5}
+    outcomes = [
+        challenge(server.url, "minigpt", challenger, {"min_improvement": 0.0}, dict)
+        for _ in range(2)
+    ]
+    assert outcomes[0] == outcomes[1]
+    assert outcomes[0]["verdict"] == "promoted"
 
-    run = MlflowClient(server.url).get_run(tracker.run_id)
+    run = MlflowClient(server.url).get_run(mirror.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["loss"] == 2.5
+    points = MlflowClient(server.url).get_metric_history(mirror.run_id, "loss")
+    assert [point.step for point in points] == [1, 2, 3]
+    assert run.data.metrics["evaluate/loss"] == 4.5
     assert run.info.artifact_uri.startswith("mlflow-artifacts:/")  # clients hold no keys of S3's
     objects = server.objects()
     assert [key for key in objects if key.endswith("/texts/epoch_001.txt")]
-    assert [key for key in objects if key.endswith("/artifacts/model/vocabulary.txt")]
+    assert [key for key in objects if key.endswith("/artifacts/model/config.json")]
     assert all(key.startswith("runs/") for key in objects)
 
     mlflow.set_tracking_uri(server.url)
     text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/texts/epoch_001.txt")
-    assert "This movie is fine." in text
+    assert text.startswith("> the\nthe ä")
     loaded = mlflow.pyfunc.load_model("models:/minigpt@challenger")
     assert loaded.predict(pd.DataFrame({"prompt": ["a", "b"]})) == ["a", "b"]
 
@@ -214,14 +207,15 @@ def test_who_does_not_sign_in_is_refused_in_one_line(
     elif given == "a wrong password in the URI":
         url = url.replace("//", f"//{USER}:{wrong}@")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)
+    write_run(tmp_path)
     with pytest.raises(InputError) as refused:
-        Tracker("t2", CONFIG, tmp_path, strict=True)
+        Mirror(tmp_path, CONFIG, strict=True).send()
     line = str(refused.value)
     assert line.startswith(f"MLflow at {server.url} can't be used: ")
     assert "401" in line and "not authenticated" in line
     assert "\n" not in line
 
-    Tracker("t2", CONFIG, tmp_path)
+    Mirror(tmp_path, CONFIG).send()
     (record,) = caplog.records
     warning = record.getMessage()
     assert warning.startswith(f"MLflow at {server.url} can't be used: ")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from helpers import Project
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 # Forced, because DVC's cache has what the same training gave before.
 TRAIN = ["repro", "--single-item", "--force", "train"]
@@ -89,6 +89,22 @@ def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> 
     (run,) = project.runs()[known:]
     assert run.info.status == "FINISHED"
     assert [step for step, _ in project.history(run, "loss")] == [1, 2]
+
+
+def test_only_a_checkpoint_of_the_same_code_is_resumed(project: Project) -> None:
+    state = project / "checkpoints/state.json"
+    state.unlink()
+    train = ("python", "-m", "minigpt.stages", "train")
+    stage = start(project, *train, PYTHONPATH="src")
+    wait(stage, lambda: state.exists() and json.loads(state.read_text())["files"])
+    end(stage, signal.SIGTERM)
+    # Another preview prompt decides no weights; another activation does.
+    project.edit("resolved.yaml", r"^preview:\n  max_tokens: 8", "preview:\n  max_tokens: 9")
+    stage = start(project, *train, PYTHONPATH="src")
+    wait(stage, lambda: len(json.loads(state.read_text())["files"]) > 1)
+    assert "resuming after epoch 0, step " in end(stage, signal.SIGTERM)
+    project.edit("src/minigpt/model/network.py", '"relu"', '"gelu"')
+    assert "resuming" not in project.stage("train")
 
 
 def test_a_stage_can_be_interrupted_while_it_loads(project: Project) -> None:

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from helpers import Project
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 WORKFLOW = Path(__file__).resolve().parents[2] / ".github/workflows/retrain.yml"
 VENV = Path(sys.prefix)

@@ -3,7 +3,7 @@
 import pytest
 from helpers import Project
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 SPACE = """\
 metric: {file: reports/evaluation.json, key: bits_per_byte}

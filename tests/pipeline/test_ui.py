@@ -14,10 +14,15 @@ from typing import Any
 
 import pytest
 import requests
+from tracked import CONFIG, write_run
 
-from minigpt.tracking.mirror import Tracker
+from minigpt.tracking.mirror import Mirror
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("clean_environment")]
+pytestmark = [
+    pytest.mark.pipeline,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("clean_environment"),
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -62,7 +67,7 @@ def test_the_ui_is_for_this_machine_and_keeps_secrets(
     listening = [
         fields[1].rpartition(":")[0]
         for table in ("/proc/net/tcp", "/proc/net/tcp6")
-        for fields in map(str.split, Path(table).read_text().splitlines()[1:])
+        for fields in map(str.split, Path(table).read_text(encoding="utf-8").splitlines()[1:])
         if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port
     ]
     assert listening == ["0100007F"], "127.0.0.1 alone"
@@ -82,13 +87,12 @@ def test_the_ui_is_for_this_machine_and_keeps_secrets(
     assert not any(secret in command for command in commands), "who lists processes reads it"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hunter3@127.0.0.1:{port}")
-    tracker = Tracker("t1", {"train": {"epochs": 1}}, tmp_path, strict=True)
-    tracker.settings({"backend": "none"})
-    tracker.epoch({"epoch": 1, "loss": 5.5}, {}, [{"prompt": "a", "text": "a film"}])
-    tracker.finish()
-    assert requests.get(f"{url}/api/2.0/mlflow/runs/get?run_id={tracker.run_id}").ok
+    write_run(tmp_path, epochs=1)
+    mirror = Mirror(tmp_path, CONFIG, strict=True)
+    mirror.send()
+    assert requests.get(f"{url}/api/2.0/mlflow/runs/get?run_id={mirror.run_id}").ok
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert any(tracker.run_id.encode() in content for content in left.values())
+    assert any(mirror.run_id.encode() in content for content in left.values())
     for path, content in left.items():
         assert not re.search(rb"hunter3|bWU6aHVudGVyMw", content), path  # or in base64
     assert "hunter3" not in caplog.text

@@ -1,6 +1,8 @@
 """What Keras, TensorFlow and MLflow read from the environment while they are imported."""
 
 import contextlib
+import importlib.util
+import logging
 import os
 import platform
 import signal
@@ -8,29 +10,65 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from minigpt.common.errors import InputError
+
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+BACKENDS = ("tensorflow", "jax", "torch")
 
 
-def choose() -> None:
+def choose(wanted: str = "") -> None:
     """Chooses the Keras backend and its kernels, before Keras is imported.
 
-    TensorFlow unless KERAS_BACKEND names another, with oneDNN unless TF_ENABLE_ONEDNN_OPTS is set.
-    TensorFlow leaves oneDNN off on a processor without AVX-512, where it makes a training step a
-    quarter faster (benchmarks/README.md).
+    oneDNN is on unless TF_ENABLE_ONEDNN_OPTS is set. TensorFlow leaves it off on a processor
+    without AVX-512, where it makes a training step a quarter faster (benchmarks/README.md).
+
+    Args:
+        wanted: The backend of `train.backend`, for the stage that trains; nothing: KERAS_BACKEND,
+            or TensorFlow if that is not set.
+
+    Raises:
+        InputError: KERAS_BACKEND names another backend than the wanted one, none of Keras's, or one
+            that is not installed.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    chosen = os.environ.setdefault("KERAS_BACKEND", wanted or "tensorflow")
+    if chosen not in BACKENDS:
+        raise InputError(f"KERAS_BACKEND is {chosen!r}: allowed are {', '.join(BACKENDS)}")
+    if wanted and chosen != wanted:
+        raise InputError(
+            f"KERAS_BACKEND is {chosen!r}, but train.backend is {wanted!r}: unset KERAS_BACKEND, "
+            f"or train with `dvc exp run -S train.backend={chosen}`"
+        )
+    if importlib.util.find_spec(chosen) is None:
+        raise InputError(f"the Keras backend {chosen} is not installed: `pip install {chosen}`")
     if platform.machine() == "x86_64":  # not measured on others
         os.environ.setdefault(ONEDNN, "1")
 
 
+def pin() -> None:
+    """Keeps the machine's own Keras settings out of a stage, before Keras is imported.
+
+    keras.json in KERAS_HOME may set another float type or epsilon, which no output would show.
+
+    Raises:
+        InputError: The environment would cut a training short.
+    """
+    for name in ("KERAS_MAX_EPOCHS", "KERAS_MAX_STEPS_PER_EPOCH"):
+        if os.environ.get(name):
+            raise InputError(f"{name} is set and would cut a training short: unset it")
+    os.environ.pop("KERAS_NNX_ENABLED", None)
+    os.environ["KERAS_HOME"] = os.path.abspath(".dvc/tmp/keras")
+
+
 def quiet() -> None:
-    """Turns off the log lines, progress bars and telemetry of TensorFlow and MLflow."""
+    """Turns off the log lines, progress bars and telemetry of the libraries."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails raises an exception too
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # The address of a run, which MLflow would print, may hold a password.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    for name in ("jax", "matplotlib"):  # they report on missing hardware, and on a new font cache
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager

@@ -1,15 +1,14 @@
 """Texts that are sampled to be counted: how varied they are, and how much of them is copied."""
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from minigpt.config import EvaluateConfig
 from minigpt.evaluation import copying
 from minigpt.generation.decoding import Generator
+from minigpt.generation.prompts import encode
 
 TEXTS_AT_ONCE = 64
 
@@ -18,6 +17,7 @@ Ids = npt.NDArray[np.int32]
 
 def write(
     generator: Generator,
+    asked: Sequence[str],
     config: EvaluateConfig,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> tuple[list[Ids], list[Ids]]:
@@ -25,14 +25,14 @@ def write(
 
     Args:
         generator: The model's.
+        asked: The prompts.
         config: The section `evaluate`.
         progress: Called with the texts done and the texts in all.
 
     Returns:
         The token ids of each text's prompt, and of what the model wrote after it.
     """
-    ids, offsets = generator.tokenizer.encode(pa.array(config.prompts))
-    encoded = [ids[start:stop] for start, stop in pairwise(offsets)]
+    encoded, _ = encode(generator.tokenizer, asked, "evaluate.prompts")
     prompts = [encoded[i % len(encoded)] for i in range(config.reviews)]
     written: list[Ids] = []
     batches = -(-len(prompts) // TEXTS_AT_ONCE)

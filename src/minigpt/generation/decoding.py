@@ -10,18 +10,17 @@ K columns of the cache, D width of a head.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import keras
 import numpy as np
-import pyarrow as pa
 from keras import ops
 
 from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
 from minigpt.data.text import detokenise
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer
+from minigpt.generation.prompts import encode
 from minigpt.generation.sampling import next_tokens, rounds
 from minigpt.model.network import MiniGPT
 
@@ -40,7 +39,7 @@ class DecodingLoop:
     They return the state:
         text: int32 (B, P + N), prompts aligned on the right, followed by the new tokens.
         cache: keys and values of each block, (B, H, K, D).
-        kernels: the blocks' matrices, cast.
+        matrices: of each block, see `Block.matrices`.
         head: kernel (C, V) and bias (V,) of the projection to words.
 
     Args:
@@ -52,10 +51,6 @@ class DecodingLoop:
     def __init__(self, network: MiniGPT, sampling: SamplingConfig, jit_compile: bool) -> None:
         self.network, self.sampling = network, sampling
         self.context = network.config.context_length
-        weights = [weight for block in network.blocks for weight in block.trainable_weights]
-        self.kernels = [weight for weight in weights if weight.ndim > 1]
-        self.others = [weight for weight in weights if weight.ndim == 1]
-        self.others += network.token_embedding.weights + network.position_embedding.weights
         self.start = _compiled(self._start, network, jit_compile)
         self.go_on = _compiled(self._go_on, network, jit_compile)
 
@@ -63,7 +58,7 @@ class DecodingLoop:
         """Reads the prompts, int32 (B, P), and writes the first token after each."""
         (batch, prompt), new = tokens.shape, given["uniforms"].shape[1]
         state = self._weights(given["banned"])
-        hidden, cache = self._read(state, tokens, given["padding"])
+        hidden, cache = self.network.read(tokens, given["padding"], matrices=state["matrices"])
         # The cache ends where the text after the longest prompt fills the context.
         room = max(min(prompt + new - 1, self.context + STEP - 1), prompt) - prompt
         room = (0, 0), (0, 0), (0, room), (0, 0)
@@ -74,20 +69,22 @@ class DecodingLoop:
     def _go_on(self, state: Any, given: dict[str, Any], step: Any, stop: Any) -> dict[str, Any]:
         """Writes tokens number `step` to `stop` - 1 of each text."""
         batch, columns = state["text"].shape
+        matrices, head = state["matrices"], state["head"]
         prompt, padding = columns - given["uniforms"].shape[1], given["padding"]
         full = self.context + ops.min(padding)  # columns when the longest text fills the context
 
         def cached(step: Any, text: Any, cache: Any) -> Any:
             column = prompt + step - 1
             token = ops.slice(text, (0, column), (batch, 1))
-            hidden, cache = self._read(state, token, padding, cache, column)
-            return step + 1, self._write(hidden[:, 0], text, step, state["head"], given), cache
+            hidden, cache = self.network.read(token, padding, cache, column, matrices)
+            return step + 1, self._write(hidden[:, 0], text, step, head, given), cache
 
         def slid(step: Any, text: Any) -> Any:
             start = prompt + step - self.context
+            before = ops.maximum(padding - start, 0)
             window = ops.slice(text, (0, start), (batch, self.context))
-            hidden, _ = self._read(state, window, ops.maximum(padding - start, 0))
-            return step + 1, self._write(hidden[:, -1], text, step, state["head"], given)
+            hidden, _ = self.network.read(window, before, matrices=matrices)
+            return step + 1, self._write(hidden[:, -1], text, step, head, given)
 
         step, text, cache = ops.while_loop(
             lambda step, text, cache: (step < stop) & (prompt + step - 1 < full),
@@ -99,19 +96,10 @@ class DecodingLoop:
         return {**state, "text": text, "cache": cache}
 
     def _weights(self, banned: Any) -> dict[str, Any]:
-        """Casts the matrices once: to do so for each token would take longer than to use them."""
+        """Prepares the weights once: for each token it would take longer than their use."""
         dtype, (kernel, bias) = self.network.compute_dtype, self.network.head
         head = ops.cast(kernel, dtype), ops.cast(bias, "float32") + banned
-        return {"kernels": [ops.cast(kernel, dtype) for kernel in self.kernels], "head": head}
-
-    def _read(self, state: dict[str, Any], *args: Any) -> Any:
-        """Calls `network.read` with the matrices of the state."""
-        values = [(variable, variable.value) for variable in self.others]
-        values += zip(self.kernels, state["kernels"], strict=True)
-        with keras.StatelessScope() as scope:
-            for update in values:
-                scope.add_update(update)
-            return self.network.read(*args)
+        return {"matrices": [block.matrices() for block in self.network.blocks], "head": head}
 
     def _write(self, hidden: Any, text: Any, step: Any, head: Any, given: dict[str, Any]) -> Any:
         """Chooses token number `step` of each text from hidden states (B, C) and writes it."""
@@ -190,22 +178,11 @@ class Generator:
     def _texts(
         self, prompts: Sequence[str], sampling: SamplingConfig, stops: Iterable[int]
     ) -> Iterator[list[str]]:
-        split = self.tokenizer.split(pa.array(prompts, pa.string()))
-        ids = self.tokenizer.ids(split.flatten())
-        ends = np.cumsum([0, *split.value_lengths().to_pylist()])
-        rows = [ids[start:end] for start, end in pairwise(ends)]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if len(row) == 0:
-                raise InputError(f"the prompt {prompt!r} is empty: write at least one word")
-            if np.all(row == UNKNOWN):
-                raise InputError(
-                    f"the prompt {prompt!r} has no word that the model knows: use commoner words"
-                )
-        spelled = split.to_pylist()  # unknown words stay as they were typed
+        rows, typed = encode(self.tokenizer, prompts)
         for written in self._written(rows, sampling, stops):
             yield [
                 detokenise([*prompt, *self.tokenizer.decode(row)])
-                for prompt, row in zip(spelled, written, strict=True)
+                for prompt, row in zip(typed, written, strict=True)
             ]
 
     def _written(

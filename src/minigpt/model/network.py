@@ -48,50 +48,69 @@ def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
     return ops.matmul(weights, values)
 
 
-class Projection(layers.EinsumDense):
-    """An EinsumDense that multiplies two matrices.
+class Linear(layers.Layer):
+    """A product with a kernel, whose shape may have more than two dimensions, and a bias.
 
-    On TensorFlow, Keras's einsum multiplies one sequence at a time and adds up one gradient of the
-    kernel per sequence.
+    It always multiplies two matrices. On TensorFlow, Keras's EinsumDense multiplies one sequence
+    at a time and adds up one gradient of the kernel per sequence.
+
+    Args:
+        inputs: The shape of an input.
+        outputs: The shape of an output.
     """
 
-    def call(self, inputs: Any) -> Any:
-        """Returns what EinsumDense returns for inputs (B, T, ...)."""
-        outputs = self.bias.shape
-        kernel = ops.reshape(self.kernel, (-1, math.prod(outputs)))
-        x = ops.reshape(inputs, (-1, kernel.shape[0]))  # (B * T, ...)
-        x = ops.matmul(x, kernel) + ops.reshape(self.bias, (-1,))
-        return ops.reshape(x, (-1, inputs.shape[1], *outputs))
+    def __init__(self, inputs: tuple[int, ...], outputs: tuple[int, ...], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        fans = {"input_axes": range(len(inputs)), "output_axes": range(-len(outputs), 0)}
+        initial = keras.initializers.GlorotUniform(**fans)
+        self.kernel = self.add_weight((*inputs, *outputs), initial, name="kernel")
+        self.bias = self.add_weight(outputs, "zeros", name="bias")
+        self.built = True
+
+    @property
+    def matrix(self) -> Any:
+        """The kernel as a matrix (inputs, outputs), in the dtype of the products."""
+        matrix = ops.reshape(self.kernel, (-1, math.prod(self.bias.shape)))
+        return ops.cast(matrix, self.compute_dtype)
+
+    def call(self, x: Any, matrix: Any = None) -> Any:
+        """Returns (N, outputs) for (N, inputs); takes the matrix as prepared, if it is given."""
+        matrix = self.matrix if matrix is None else matrix
+        return ops.matmul(x, matrix) + ops.reshape(self.bias, (-1,))
 
 
 class Block(layers.Layer):
     """Causal self-attention and a feed-forward layer, each added to its input and normalised.
 
-    The projections have the kernel shapes and initialisers of `keras.layers.MultiHeadAttention`:
-    Glorot's range depends on how a kernel is laid out.
+    The kernels have the shapes and initialisers of `keras.layers.MultiHeadAttention`: Glorot's
+    range differs between (C, H, D) and (C, H * D).
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, policy = config, self.dtype_policy
-        width, heads = config.embed_dim, (None, config.num_heads, config.key_dim)
-
-        def projection(name: str, equation: str, shape: tuple[int | None, ...]) -> Projection:
-            axes = equation[-len(shape) + 1 :]
-            return Projection(equation, shape, bias_axes=axes, dtype=policy, name=name)
-
-        self.query = projection("query", "btc,chd->bthd", heads)
-        self.key = projection("key", "btc,chd->bthd", heads)
-        self.value = projection("value", "btc,chd->bthd", heads)
-        self.attention_output = projection("attention_output", "bthd,hdc->btc", (None, width))
-        self.expand = layers.Dense(config.feed_forward_dim, "relu", dtype=policy, name="expand")
-        self.contract = layers.Dense(width, dtype=policy, name="contract")
-        norm = {"epsilon": 1e-6, "dtype": policy}
-        self.attention_norm = layers.LayerNormalization(**norm, name="attention_norm")
-        self.feed_forward_norm = layers.LayerNormalization(**norm, name="feed_forward_norm")
-        drop = {"rate": config.dropout, "dtype": policy}
+        width, heads = (config.embed_dim,), (config.num_heads, config.key_dim)
+        inner = (config.feed_forward_dim,)
+        norm, drop = {"epsilon": 1e-6, "dtype": policy}, {"rate": config.dropout, "dtype": policy}
+        with keras.name_scope(self.name):
+            self.query = Linear(width, heads, dtype=policy, name="query")
+            self.key = Linear(width, heads, dtype=policy, name="key")
+            self.value = Linear(width, heads, dtype=policy, name="value")
+            self.attention_output = Linear(heads, width, dtype=policy, name="attention_output")
+            self.expand = Linear(width, inner, dtype=policy, name="expand")
+            self.contract = Linear(inner, width, dtype=policy, name="contract")
+            self.attention_norm = layers.LayerNormalization(**norm, name="attention_norm")
+            self.feed_forward_norm = layers.LayerNormalization(**norm, name="feed_forward_norm")
+            self.attention_norm.build((None, *width))
+            self.feed_forward_norm.build((None, *width))
         self.attention_dropout = layers.Dropout(**drop, name="attention_dropout")
         self.feed_forward_dropout = layers.Dropout(**drop, name="feed_forward_dropout")
+        self.built = True
+
+    def matrices(self) -> dict[str, Any]:
+        """Returns the kernels as matrices in the dtype of the products, by the layers' names."""
+        linear = (self.query, self.key, self.value, self.attention_output)
+        return {layer.name: layer.matrix for layer in (*linear, self.expand, self.contract)}
 
     def call(
         self,
@@ -99,45 +118,42 @@ class Block(layers.Layer):
         mask: Any,
         cache: Cache | None = None,
         column: Any = 0,
+        matrices: dict[str, Any] | None = None,
         training: bool | None = None,
     ) -> tuple[Any, Cache]:
         """Attends and feeds forward.
 
         Args:
-            x: (B, T, C).
+            x: (B * T, C).
             mask: Which positions each position may see; bool, broadcast to (B, H, T, K).
             cache: Keys and values of earlier positions, for T = 1; None: there are none (K = T).
             column: The column of the cache that this position is written to.
+            matrices: What `matrices` returned; None: the weights as they are.
             training: Whether dropout is on.
 
         Returns:
-            (B, T, C), and the keys and values that were attended to.
+            (B * T, C), and the keys and values that were attended to.
         """
-        heads = [ops.swapaxes(layer(x), 1, 2) for layer in (self.query, self.key, self.value)]
-        query, keys, values = heads  # (B, H, T, D)
+        ready = matrices or {}
+        shape = (-1, mask.shape[-2], self.config.num_heads, self.config.key_dim)
+        query, keys, values = (
+            ops.swapaxes(ops.reshape(layer(x, ready.get(layer.name)), shape), 1, 2)
+            for layer in (self.query, self.key, self.value)
+        )  # (B, H, T, D)
         if cache is not None:
-            keys, values = (_put(kept, column, new) for kept, new in zip(cache, (keys, values)))
+            keys, values = (_put(kept, column, x) for kept, x in zip(cache, (keys, values)))
+
+        def attended(query: Any, keys: Any, values: Any) -> Any:
+            x = ops.swapaxes(attend(query, keys, values, mask), 1, 2)  # (B, T, H, D)
+            x = ops.reshape(x, (-1, shape[2] * shape[3]))
+            return self.attention_output(x, ready.get("attention_output"))  # (B * T, C)
+
         once = _recomputed if training else lambda function: function
-        attended = once(lambda *heads: self._attend(*heads, mask))(query, keys, values)
-        x = once(self.attention_norm)(x + self.attention_dropout(attended, training=training))
-        fed = self.contract(self.expand(x))  # (B, T, C)
-        fed = self.feed_forward_dropout(fed, training=training)
-        return once(self.feed_forward_norm)(x + fed), (keys, values)
-
-    def _attend(self, query: Any, keys: Any, values: Any, mask: Any) -> Any:
-        attended = ops.swapaxes(attend(query, keys, values, mask), 1, 2)  # (B, T, H, D)
-        return self.attention_output(attended)  # (B, T, C)
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the weights for inputs of (B, T, C)."""
-        config = self.config
-        for layer in (self.query, self.key, self.value, self.expand):
-            layer.build(input_shape)
-        self.attention_output.build((None, None, config.num_heads, config.key_dim))
-        self.contract.build((None, None, config.feed_forward_dim))
-        for layer in (self.attention_norm, self.feed_forward_norm):
-            layer.build(input_shape)
-        self.built = True
+        added = self.attention_dropout(once(attended)(query, keys, values), training=training)
+        x = once(self.attention_norm)(x + added)
+        added = self.contract(ops.relu(self.expand(x, ready.get("expand"))), ready.get("contract"))
+        added = self.feed_forward_dropout(added, training=training)
+        return once(self.feed_forward_norm)(x + added), (keys, values)
 
 
 @keras.saving.register_keras_serializable("minigpt")
@@ -169,8 +185,6 @@ class MiniGPT(keras.Model):
         self.head_bias = self.add_weight((words,), "zeros", name="head_bias")
         self.token_embedding.build((None, config.context_length))
         self.position_embedding.build((config.context_length,))
-        for block in self.blocks:
-            block.build((None, config.context_length, width))
         self.built = True
 
     @property
@@ -196,6 +210,7 @@ class MiniGPT(keras.Model):
         padding: Any = None,
         cache: list[Cache] | None = None,
         column: Any = 0,
+        matrices: list[dict[str, Any]] | None = None,
         training: bool | None = None,
     ) -> tuple[Any, list[Cache]]:
         """Runs the blocks over whole sequences, or over one more token of each.
@@ -209,6 +224,7 @@ class MiniGPT(keras.Model):
             cache: The keys and values of each block for the columns before `column`, with room for
                 this one; None: the sequences begin here.
             column: The column of the first token.
+            matrices: What `Block.matrices` of each block returned; None: the weights as they are.
             training: Whether dropout is on.
 
         Returns:
@@ -220,12 +236,13 @@ class MiniGPT(keras.Model):
         if padding is not None:
             positions = ops.maximum(columns - padding[:, None], 0)  # (B, T)
             mask = mask & (seen >= padding[:, None, None])[:, None]  # (B, 1, T, K)
-        x = self.embed(tokens, positions)  # (B, T, C)
+        x = ops.reshape(self.embed(tokens, positions), (-1, self.config.embed_dim))  # (B * T, C)
         caches = []
-        for block, kept in zip(self.blocks, cache or [None] * len(self.blocks), strict=True):
-            x, kept = block(x, mask, cache=kept, column=column, training=training)
+        for number, block in enumerate(self.blocks):
+            given = {"cache": cache and cache[number], "matrices": matrices and matrices[number]}
+            x, kept = block(x, mask, column=column, training=training, **given)
             caches.append(kept)
-        return x, caches
+        return ops.reshape(x, (-1, tokens.shape[1], self.config.embed_dim)), caches
 
     def embed(self, tokens: Any, positions: Any) -> Any:
         """Returns the sum of the embeddings of tokens and of their positions."""
@@ -246,6 +263,14 @@ class MiniGPT(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MiniGPT":
         """Makes a model, with new weights."""
         return cls(ModelConfig(**config["config"]), name=config["name"])
+
+
+def _turned(x: Any) -> Any:
+    """Swaps the second and the third axis of four."""
+    _, a, b, width = x.shape
+    if a == 1 or b == 1:  # the order in memory stays
+        return ops.reshape(x, (-1, b, a, width))
+    return ops.swapaxes(x, 1, 2)
 
 
 def _put(cache: Any, column: Any, new: Any) -> Any:

@@ -1,6 +1,5 @@
 """What `make demo` ends with: a few texts, the curve of the losses, and what to try next."""
 
-import csv
 import json
 import sys
 import textwrap
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minigpt.common import paths
+from minigpt.common import files, paths
 
 TEXTS = 3
 WIDTH, HEIGHT = 64, 10  # of the chart, in characters
@@ -35,7 +34,7 @@ def page(reports: Path) -> str:
     """Returns what is worth reading in the reports of a run.
 
     Args:
-        reports: a copy of the folder reports/, written with some of the reviews held out.
+        reports: A copy of the folder reports/, written with some of the reviews held out.
     """
     texts = (reports / paths.SAMPLES_TEXT.name).read_text(encoding="utf-8").split("\n\n")
     shown = [
@@ -66,10 +65,10 @@ def chart(x: np.ndarray, line: np.ndarray, marked_x: np.ndarray, marks: np.ndarr
     """Returns a chart in characters.
 
     Args:
-        x: where the points of the line are, in ascending order.
-        line: their values, drawn as `*`.
-        marked_x: where single points are.
-        marks: their values, drawn as `o`.
+        x: Where the points of the line are, in ascending order.
+        line: Their values, drawn as `*`.
+        marked_x: Where single points are.
+        marks: Their values, drawn as `o`.
     """
     low, high = min(line.min(), marks.min()), max(line.max(), marks.max())
     columns = np.linspace(x.min(), x.max(), WIDTH)
@@ -85,8 +84,7 @@ def chart(x: np.ndarray, line: np.ndarray, marked_x: np.ndarray, marks: np.ndarr
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = files.read_csv(path)
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from minigpt import config
 from minigpt.common import backend, files, locks
 from minigpt.common.errors import InputError
 
@@ -25,9 +26,11 @@ def main() -> int:
     stage = sys.argv[1]
     interrupted = f"error: {stage}: interrupted"
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    backend.choose()
     backend.quiet()
     try:
+        # The backend decides weights, so the training's is configuration.
+        backend.choose(config.load().train.backend if stage == "train" else "")
+        backend.pin()
         with locks.hold(Path(f".dvc/tmp/minigpt-{stage}.lock"), wait_s=10, busy=BUSY):
             with backend.importing(interrupted):
                 run = importlib.import_module(f"minigpt.stages.{stage}").run

@@ -14,6 +14,7 @@ from minigpt.data import corpus
 from minigpt.data.tokenizer import UNKNOWN, Tokenizer
 from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
 from minigpt.generation.decoding import Generator
+from minigpt.generation.prompts import known
 from minigpt.model import directory
 from minigpt.tracking.mirror import Mirror
 
@@ -29,6 +30,7 @@ def run() -> None:
     """Measures the model and its baselines on the held-out reviews, and counts texts it writes."""
     settings = config.load(paths.RESOLVED)
     trained = directory.load(paths.MODEL)
+    asked = known(trained.tokenizer, settings.evaluate.prompts, "evaluate.prompts")
     learned, held = _split(trained.config["sequences"]["validation_fraction"])
     train = trained.tokenizer.encode(learned["text"])
 
@@ -37,7 +39,7 @@ def run() -> None:
     )
     generator = Generator(trained.network, trained.tokenizer)
     bar = progress.bar("evaluate: texts", "texts")
-    prompts, written = samples.write(generator, settings.evaluate, bar)
+    prompts, written = samples.write(generator, asked, settings.evaluate, bar)
     texts = [np.concatenate(pair) for pair in zip(prompts, written, strict=True)]
     copies = copying.longest_copies(texts, *train, UNKNOWN)
     numbers = {
@@ -56,7 +58,7 @@ def run() -> None:
         beside.mkdir()
         charts.draw_all(beside, losses, by_position, by_band)
     files.write_json_lines(
-        paths.EVALUATION_SAMPLES, _rows(trained.tokenizer, settings, learned, texts, copies)
+        paths.EVALUATION_SAMPLES, _rows(trained.tokenizer, asked, learned, texts, copies)
     )
     page = _page(trained.tokenizer, numbers, settings, read, learned, train, texts, copies)
     files.write_text(paths.EVALUATION_TEXT, page)
@@ -115,12 +117,11 @@ def _measured_on(
 
 def _rows(
     tokenizer: Tokenizer,
-    settings: config.Config,
+    prompts: list[str],
     learned: pa.Table,
     texts: list[np.ndarray],
     copies: list[copying.Copy],
 ) -> Rows:
-    prompts = settings.evaluate.prompts
     return [
         {
             "prompt": prompts[i % len(prompts)],

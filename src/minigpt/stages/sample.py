@@ -7,6 +7,7 @@ from minigpt import config
 from minigpt.common import files, paths
 from minigpt.config import SamplingConfig
 from minigpt.generation.decoding import Generator
+from minigpt.generation.prompts import known
 from minigpt.model import directory
 from minigpt.tracking.mirror import Mirror
 
@@ -17,8 +18,12 @@ def run() -> None:
     """Writes the reviews that the section `sample` asks for."""
     settings = config.load(paths.RESOLVED)
     sampling = settings.sample
-    prompts = [prompt for prompt in sampling.prompts for _ in range(sampling.reviews_per_prompt)]
     trained = directory.load(paths.MODEL)
+    prompts = [
+        prompt
+        for prompt in known(trained.tokenizer, sampling.prompts, "sample.prompts")
+        for _ in range(sampling.reviews_per_prompt)
+    ]
     texts = Generator(trained.network, trained.tokenizer)(prompts, sampling)
 
     chosen = sampling.model_dump(mode="json", include=set(SamplingConfig.model_fields))

@@ -19,6 +19,7 @@ from minigpt import config
 from minigpt.common import backend, files, paths, progress
 from minigpt.common.errors import InputError
 from minigpt.data import sequences, tokenizer
+from minigpt.generation import prompts
 from minigpt.generation.decoding import Generator
 from minigpt.model import directory
 from minigpt.model.network import MiniGPT
@@ -33,6 +34,9 @@ def run() -> None:
     """Trains, or resumes from the last checkpoint, and writes the model directory."""
     settings = config.load(paths.RESOLVED)
     words = tokenizer.load(paths.TOKENIZER)
+    for name in ("sample", "evaluate"):  # the later stages' prompts: better now than after hours
+        prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
+    preview = prompts.known(words, settings.preview.prompts, "preview.prompts")
     manifest = sequences.verify(paths.SEQUENCES, words)
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
@@ -50,9 +54,8 @@ def run() -> None:
     generator = Generator(network, words)
 
     def write_texts() -> list[dict[str, Any]]:
-        prompts = settings.preview.prompts
-        texts = generator(prompts, settings.preview)
-        return [{"prompt": p, "text": t} for p, t in zip(prompts, texts, strict=True)]
+        texts = generator(preview, settings.preview)
+        return [{"prompt": p, "text": t} for p, t in zip(preview, texts, strict=True)]
 
     def report() -> None:
         _write_reports(checkpoints, facts, steps)
@@ -116,7 +119,7 @@ def run() -> None:
 
 def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
     chosen = settings.model
-    policy = chosen.dtype_policy
+    policy: str = chosen.dtype_policy
     if policy == "auto":
         policy = optimizers.choose_dtype_policy()
     size = chosen.vocabulary_size or len(words)
@@ -186,23 +189,22 @@ def _md5(path: Path) -> str:
 def _write_reports(checkpoints: Checkpoints, facts: dict[str, Any], steps: int) -> None:
     """Writes what is known of the training so far."""
     done = checkpoints.epochs
-    timings = [epoch.timing for epoch in done]
+    if done:
+        files.write_csv(paths.LOSSES, list(done[0].row), (epoch.row for epoch in done))
+        files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
+        rows = [
+            {
+                "epoch": row.epoch,
+                "step": (row.epoch - 1) * steps + row.step,
+                "loss": f"{row.loss:.6g}",
+                "learning_rate": f"{row.learning_rate:.6g}",
+            }
+            for row in checkpoints.logged
+            if row.epoch <= len(done)
+        ]
+        files.write_csv(paths.STEPS, ["epoch", "step", "loss", "learning_rate"], rows)
+    timings = [epoch.timing for epoch in done]  # last: they say which epochs the others hold
     files.write_json(paths.RUN, {"model": None, **facts, "epochs": timings})
-    if not done:
-        return
-    files.write_csv(paths.LOSSES, list(done[0].row), (epoch.row for epoch in done))
-    files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
-    rows = [
-        {
-            "epoch": row.epoch,
-            "step": (row.epoch - 1) * steps + row.step,
-            "loss": f"{row.loss:.6g}",
-            "learning_rate": f"{row.learning_rate:.6g}",
-        }
-        for row in checkpoints.logged
-        if row.epoch <= len(done)
-    ]
-    files.write_csv(paths.STEPS, ["epoch", "step", "loss", "learning_rate"], rows)
 
 
 def _write_metrics(checkpoints: Checkpoints, training: str, keep_best: bool) -> None:

@@ -1,12 +1,14 @@
 """The optimizer, its learning rate schedule and the dtype policy of a training."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
 import keras
 
-from minigpt.common.errors import InputError
 from minigpt.config import TrainConfig
+
+log = logging.getLogger(__name__)
 
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}  # in /proc/cpuinfo
 
@@ -35,16 +37,15 @@ def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
 
     Args:
         config: The section `train`.
-        total_steps: Steps of the whole training, the warm-up included.
-
-    Raises:
-        InputError: The warm-up does not end before the training does.
+        total_steps: Steps of the whole training, of which the warm-up takes at most half.
     """
-    warmup = config.warmup_steps
-    if warmup >= total_steps:
-        raise InputError(
-            f"train.warmup_steps is {warmup}, but the whole training has {total_steps} steps: "
-            "lower it, or raise train.epochs"
+    warmup = min(config.warmup_steps, total_steps // 2)
+    if warmup < config.warmup_steps:
+        log.info(
+            "train.warmup_steps is %s, but the whole training has %s steps: the warm-up takes %s",
+            config.warmup_steps,
+            total_steps,
+            warmup,
         )
     rate: Any = config.learning_rate
     if warmup or config.decay == "cosine":

@@ -1,0 +1,70 @@
+"""Prompts as token ids, and what is wrong with one."""
+
+import logging
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from minigpt.common.errors import InputError
+from minigpt.config import DEFAULT_PROMPTS
+from minigpt.data.tokenizer import UNKNOWN, Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+def encode(
+    tokenizer: Tokenizer, prompts: Sequence[str], key: str = "the prompt"
+) -> tuple[list[npt.NDArray[np.int32]], list[list[str]]]:
+    """Encodes prompts.
+
+    Args:
+        tokenizer: The model's.
+        prompts: Texts.
+        key: Where they stand, for the message.
+
+    Returns:
+        The token ids of each prompt, and its tokens as they were typed, unknown ones too.
+
+    Raises:
+        InputError: There is no prompt, or one is empty or has no token that the model knows.
+    """
+    if not prompts:
+        raise InputError(f"{key}: there is no prompt: give at least one")
+    split = tokenizer.split(pa.array(prompts, pa.string()))
+    ids = tokenizer.ids(split.flatten())
+    ends = np.cumsum([0, *split.value_lengths().to_pylist()])
+    rows = [ids[start:end] for start, end in pairwise(ends)]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row) == 0:
+            raise InputError(f"{key} {prompt!r} is empty: write at least one word")
+        if np.all(row == UNKNOWN):
+            raise InputError(f"{key} {prompt!r} has no word that the model knows: use other words")
+    return rows, split.to_pylist()
+
+
+def known(tokenizer: Tokenizer, prompts: Sequence[str], key: str) -> list[str]:
+    """Leaves out the default prompts that a corpus of the user's own does not know.
+
+    Args:
+        tokenizer: The model's.
+        prompts: The configured prompts.
+        key: The key of the configuration.
+
+    Raises:
+        InputError: A prompt that is not a default has no known token, or no prompt is left.
+    """
+    kept = []
+    for prompt in prompts:
+        try:
+            encode(tokenizer, [prompt], key)
+            kept.append(prompt)
+        except InputError as error:
+            if prompt not in DEFAULT_PROMPTS:
+                raise
+            log.warning("%s; this default prompt is left out, set %s to your own", error, key)
+    if not kept:
+        raise InputError(f"{key}: the corpus knows none of the default prompts: set your own")
+    return kept

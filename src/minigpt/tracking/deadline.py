@@ -1,0 +1,105 @@
+"""A limit on the wall clock for each call of MLflow.
+
+MLflow's own timeouts hold for one read, so a server that sends a byte a second keeps a caller for
+ever. So does a stopped process that has locked a database which MLflow opens.
+"""
+
+import contextvars
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, thread
+from concurrent.futures import wait as wait_for
+from pathlib import Path
+from threading import Thread
+from typing import Any, TypeVar, cast
+
+from mlflow import MlflowClient
+
+T = TypeVar("T")
+
+SLOWEST_BYTES_S = 100_000  # of a transfer, which may take a second more for as many bytes
+
+
+class Late(TimeoutError):
+    """A call did not end in time."""
+
+
+def within(
+    limit_s: float, action: Callable[[], T], received: Callable[[], int] = lambda: 0
+) -> T:
+    """Runs an action in a thread of its own, and gives it up when its time is over.
+
+    Args:
+        limit_s: How long the action may take.
+        action: What has nothing to clean up if it never ends.
+        received: How many bytes have come so far; they extend the time.
+
+    Raises:
+        Late: The time is over.
+    """
+    future: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(action))
+        except BaseException as error:  # passed on to the caller
+            future.set_exception(error)
+
+    began = time.monotonic()
+    Thread(target=run, daemon=True).start()
+    while not future.done():
+        total_s = limit_s + received() / SLOWEST_BYTES_S
+        left_s = began + total_s - time.monotonic()
+        if left_s <= 0:
+            _let_the_process_end()
+            raise Late(f"no answer within {total_s:.3g} s")
+        wait_for([future], timeout=min(left_s, 1))
+    return future.result()
+
+
+def client(uri: str, left_s: Callable[[], float]) -> MlflowClient:
+    """Returns a client of which each call ends in time.
+
+    Args:
+        uri: The address of the store.
+        left_s: How long the next call may take.
+    """
+    made = within(left_s(), lambda: MlflowClient(uri))
+    return cast(MlflowClient, _Bounded(made, left_s))
+
+
+class _Bounded:
+    """Stands for a client; uploads get time by their size."""
+
+    def __init__(self, made: MlflowClient, left_s: Callable[[], float]) -> None:
+        self._made, self._left_s = made, left_s
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._made, name)
+        if not callable(found):
+            return found
+        return lambda *args, **kwargs: within(self._left_s(), lambda: found(*args, **kwargs))
+
+    def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
+        limit_s = self._left_s() + Path(path).stat().st_size / SLOWEST_BYTES_S
+        within(limit_s, lambda: self._made.log_artifact(run_id, path, folder))
+
+    def log_model_artifacts(self, model_id: str, folder: str) -> None:
+        limit_s = self._left_s() + size(Path(folder)) / SLOWEST_BYTES_S
+        within(limit_s, lambda: self._made.log_model_artifacts(model_id, folder))
+
+
+def size(folder: Path) -> int:
+    """Returns the bytes of the files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _let_the_process_end() -> None:
+    """Forgets the workers of pools that a call left behind.
+
+    Python waits for all workers of a pool when it exits, even for those that are daemons, as the
+    workers are that a thread of `within` has started.
+    """
+    for worker in [worker for worker in thread._threads_queues if worker.daemon]:
+        thread._threads_queues.pop(worker, None)

@@ -1,0 +1,272 @@
+"""What conf/ and params.yaml compose to, and what is said of what does not compose."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from minigpt import composition, config
+from minigpt.common.errors import InputError
+from minigpt.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+
+# The published script's settings, key by key.
+SEED = yaml.safe_load("""
+corpus:
+  format: archive
+  url: https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz
+  sha256: c40f74a18d3b61f90feba1e17730e0d38e8b97c05fde7008942e91923d1658fe
+  folders: [aclImdb/train/pos, aclImdb/train/neg, aclImdb/test/pos, aclImdb/test/neg]
+  text_column: text
+  undecodable: fail
+  max_bytes: 2000000000
+  max_members: 1000000
+  max_ratio: 100.0
+vocabulary: {style: published, max_tokens: 19999}
+sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
+model:
+  {vocabulary_size: 20000, context_length: 80, embed_dim: 256, num_blocks: 1, num_heads: 2,
+   key_dim: 256, feed_forward_dim: 256, dropout: 0.1, tied_embeddings: false, dtype_policy: float32}
+train:
+  {epochs: 25, batch_size: 128, loss: padded, optimizer: adam, learning_rate: 0.001,
+   warmup_steps: 0, decay: constant, weight_decay: 0.0, clip_norm: 0.0, early_stopping: 0,
+   keep: last, backend: tensorflow, jit_compile: false, seed: 1}
+preview: &sampling
+  {max_tokens: 40, temperature: 1.0, top_k: 10, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0,
+   allow_unknown: true, seed: 1, prompts: [this movie is]}
+checkpointing: {steps: 200, resume: true}
+logging: {steps: 50}
+evaluate:
+  {<<: *sampling, max_tokens: 120, top_k: 0, allow_unknown: false,
+   prompts: &prompts [this movie is, the acting was, i loved, what a waste of],
+   reviews: 200, ngram_order: 5}
+sample: {<<: *sampling, prompts: *prompts, reviews_per_prompt: 2}
+gate: {max_perplexity: 1000.0, max_copied_run: 50.0, max_unk_share: 0.2, min_improvement: 0.005}
+tracking:
+  model_name: minigpt
+  alias: challenger
+  request:
+    {max_prompts: 256, max_prompt_bytes: 100000, max_tokens: 1000, max_total_tokens: 10000}
+""")
+
+
+@pytest.fixture(scope="module")
+def defaults(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """What conf/ composes to, with nothing laid over."""
+    return compose(tmp_path_factory.mktemp("defaults"), {})
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    """A copy of conf/ to edit."""
+    return shutil.copytree(CONF, tmp_path / "conf")
+
+
+def compose(folder: Path, params: Any, conf: Path = CONF) -> Config:
+    """Composes with a params.yaml that is given as text, or as what it holds."""
+    file = folder / "params.yaml"
+    file.write_text(params if isinstance(params, str) else yaml.safe_dump(params), "utf-8")
+    return composition.compose(conf, file)
+
+
+def refused(folder: Path, params: Any, conf: Path = CONF) -> str:
+    """Composes what must be refused; returns the message without the folder."""
+    with pytest.raises(InputError) as raised:
+        compose(folder, params, conf)
+    return str(raised.value).replace(f"{folder}/", "")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Returns the plain values of a configuration, each under its full name."""
+    plain = config.model_dump(mode="json")
+    return {f"{name}.{key}": value for name in plain for key, value in plain[name].items()}
+
+
+def test_each_group_has_a_file_and_a_default() -> None:
+    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+    sections = set(Config.model_fields) - {"checkpointing", "logging"}
+    assert groups == sections | {"experiment"} == {group for group, _ in CHOICES}
+    assert set(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["groups"]) == groups
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_each_file_composes(tmp_path: Path, group: str, choice: str) -> None:
+    made = compose(tmp_path, {"groups": {group: choice}}).model_dump(mode="json")
+    stated = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text("utf-8"))
+    differs_from_another_file = bool(stated.pop("defaults", None))
+    for section, values in (stated if group == "experiment" else {group: stated}).items():
+        plain = {key: value for key, value in values.items() if "${" not in str(value)}
+        assert {key: made[section][key] for key in plain} == plain
+        fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
+        if not differs_from_another_file:
+            assert not [key for key, value in plain.items() if fields[key].default == value]
+
+
+def test_the_committed_resolved_yaml_is_up_to_date() -> None:
+    made = composition.compose(CONF, ROOT / "params.yaml")
+    assert made == config.load(ROOT / "resolved.yaml"), "run `dvc repro compose`, and commit it"
+
+
+def test_the_seed_experiment_is_the_published_script(tmp_path: Path) -> None:
+    made = compose(tmp_path, {"groups": {"experiment": "seed"}})
+    assert made.model_dump(mode="json") == SEED
+
+
+def test_null_leaves_things_as_composed(tmp_path: Path, defaults: Config) -> None:
+    for params in (
+        "groups:\n",
+        {"groups": {"train": None, "experiment": None}, "train": None},
+        {"train": {"epochs": None}, "sample": {}, "logging": {"steps": None}},
+    ):
+        assert compose(tmp_path, params) == defaults
+
+
+def test_a_value_beats_a_group_and_a_group_an_experiment(
+    tmp_path: Path, defaults: Config, conf: Path
+) -> None:
+    (conf / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /sample: greedy, override /sequences: head]\n"
+        "train: {batch_size: 7, epochs: 9}\n",
+        "utf-8",
+    )
+    mine = {"sample.temperature": 0.0, "sample.reviews_per_prompt": 1, "sequences.policy": "head"}
+    mine |= {"train.batch_size": 7, "train.epochs": 9}
+    made = compose(tmp_path, {"groups": {"experiment": "mine"}}, conf)
+    assert flat(made) == flat(defaults) | mine
+    params = {"groups": {"experiment": "mine", "sequences": "windows"}, "train": {"epochs": 3}}
+    mine |= {"sequences.policy": "windows", "train.epochs": 3}
+    assert flat(compose(tmp_path, params, conf)) == flat(defaults) | mine
+
+
+def test_a_value_may_be_another_one(tmp_path: Path) -> None:
+    text = (
+        "model: {embed_dim: '${model.key_dim}', key_dim: 64}\n"
+        "sequences: {length: '${model.feed_forward_dim}'}\n"  # conf/model/ refers to the length
+        "checkpointing: {steps: '${logging.steps}'}\n"  # a default
+        "evaluate: {prompts: '${sample.prompts}'}\n"
+    )
+    made = compose(tmp_path, text)
+    assert (made.model.embed_dim, made.model.context_length) == (64, 256)
+    assert made.checkpointing.steps == 50
+    assert made.evaluate.prompts == made.sample.prompts
+
+
+# What is refused: the message names the key, the file, the value and what is allowed.
+
+
+@pytest.mark.parametrize(
+    ("params", "says", "meant"),
+    [
+        ({"groups": {"tain": 1}}, "unknown group groups.tain in FILE: allowed are cor", "train"),
+        ({"groups": {1: "fast"}}, "unknown group groups.1 in FILE: allowed are corpus, ", ""),
+        ({"groups": {"train": "fsat"}}, "groups.train in FILE is 'fsat': allowed are def", "fast"),
+        ({"groups": {"train": "../train/fast"}}, "groups.train in FILE is '../train/fast'", ""),
+        ({"groups": {"train": ["fast"]}}, "groups.train in FILE is ['fast']: allowed are", ""),
+        ({"groups": "fast"}, "groups in FILE is 'fast': allowed is a choice per group", ""),
+        ({"tain": {"epochs": None}}, "unknown key tain in FILE: allowed are corpus, ", "train"),
+        ({"epochs": 3}, "unknown key epochs in FILE: allowed are corpus, ", ""),
+        ({"train": {"epoch": 3}}, "unknown key train.epoch in FILE: allowed are ep", "epochs"),
+        ("tracking: {request: {x: 9}}", "unknown key tracking.request.x in FILE: allowed are", ""),
+        ("train: {1: 2}", "unknown key train[1] in FILE: allowed are epochs, ", ""),
+        ('train: {"a\\nb": 2}', "unknown key train.a\\nb in FILE: allowed are epochs, ", ""),
+    ],
+)
+def test_unknown_names(tmp_path: Path, params: Any, says: str, meant: str) -> None:
+    message = refused(tmp_path, params)
+    assert message.startswith(says.replace("FILE", "params.yaml"))
+    assert message.endswith(f" (did you mean {meant}?)" if meant else "")
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path, conf: Path) -> None:
+    (conf / "preview" / "default.yaml").write_text("prompts: ['']\ntop_k: 30_000\n", "utf-8")
+    params: dict[str, Any] = {
+        "corpus": {"sha256": "", "folders": []},
+        "model": {"embed_dim": 3, "dtype_policy": "${nowhere}"},
+        "train": {"epochs": 0, "epoch": 1, "weight_decay": 1},
+        "sample": {"top_p": 0, "prompts": ["${oc.env:HOME}"]},
+        "logging": {"steps": "???"},
+    }
+    found = [line.split(":")[0] for line in refused(tmp_path, params, conf).splitlines()]
+    assert sorted(found) == sorted(
+        [
+            "model.dtype_policy in params.yaml is '${nowhere}'",
+            "sample.prompts[0] in params.yaml is '${oc.env",
+            "logging.steps in params.yaml is '???'",
+            "corpus.sha256 is ''",
+            "corpus.folders is empty",
+            "train.epochs in params.yaml is 0",
+            "unknown key train.epoch in params.yaml",
+            "preview.max_tokens in conf/ is missing",
+            "preview.prompts[0] in conf/ is ''",
+            "sample.top_p in params.yaml is 0",
+        ]
+    )
+
+
+def test_a_contradiction_is_not_told_where_the_choice_of_a_file_is_wrong(tmp_path: Path) -> None:
+    params = {"groups": {"train": "publishd"}, "sequences": {"validation_fraction": 0}, "epochs": 1}
+    lines = refused(tmp_path, params).splitlines()
+    assert [line.split(" in ")[0] for line in lines] == ["groups.train", "unknown key epochs"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("train: {epochs: }", "train.epochs in conf/ is None: allowed is a whole number"),
+        ("train: {epoch: 3}", "unknown key train.epoch in conf/: allowed are "),
+        ("train: {epochs: '${nope}'}", "train.epochs in conf/ is '${nope}': nope has no value"),
+        ("logging: {steps: '???'}", "logging.steps in conf/ is '???': allowed is a value"),
+        ("sample: {prompts: ['${oc.env:HOME}']}", "sample.prompts[0] in conf/ is '${oc.env:HOME}"),
+        ("train: [", "conf/ can't be composed: "),
+        ("train: !!bool maybe", "conf/ can't be composed: "),
+        ("5", "conf/ can't be composed: "),
+        ("- train", "conf/ can't be composed: "),
+    ],
+)
+def test_a_bad_file_of_conf(tmp_path: Path, conf: Path, content: str, says: str) -> None:
+    (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n", "utf-8")
+    assert refused(tmp_path, {"groups": {"experiment": "mine"}}, conf).startswith(says)
+
+
+ONLY = ": of `${...}` only the key of another value is allowed, such as ${sequences.length}"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        # Only the key of another value is allowed: nothing of the environment may get into a file.
+        ("prompts[1]", ["fine", "${oc.env:HOME}"], ONLY),
+        ("prompts[0]", ["x${oc.env:MLFLOW_TRACKING_PASSWORD,none}"], ONLY),
+        ("prompts[0]", ["${oc.decode:'1'}"], ONLY),
+        ("prompts[0]", ["${now:%Y}"], ONLY),
+        ("prompts[0]", ["${hydra:runtime.cwd}"], ONLY),
+        ("prompts[0]", ["${${corpus.url}}"], ONLY),
+        ("prompts[0]", ["\\${corpus.url}"], ONLY),
+        ("prompts[0]", ["a ${corpus.url}"], ONLY),
+        # What leads nowhere, or in a circle.
+        ("prompts", "???", "is '???': allowed is a value"),
+        ("prompts", "${train.nope}", "is '${train.nope}': train.nope has no value"),
+        ("prompts", "${.seed}", "is '${.seed}': .seed has no value"),
+        ("prompts", "${sample.prompts}", "is '${sample.prompts}': sample.prompts leads back to"),
+        ("prompts", "${sample}", "is '${sample}': sample holds references itself"),
+        ("prompts[0]", ["${sample.prompts}"], "is '${sample.prompts}': sample.prompts holds ref"),
+        # A value of another type.
+        ("prompts", "${train.epochs}", "is 2: allowed is a list"),
+        ("prompts", "${corpus.format}", "is 'archive': allowed is a list"),
+        ("prompts[0]", ["${corpus.folders}"], "is ['aclImdb/"),
+        ("seed", "${logging}", "is {'steps': 50}: allowed is a whole number"),
+    ],
+)
+def test_a_reference_that_is_refused(
+    tmp_path: Path, monkeypatch: Any, key: str, value: Any, says: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    message = refused(tmp_path, {"sample": {key.partition("[")[0]: value}})
+    assert message.startswith(f"sample.{key} in params.yaml is ") and says in message
+    assert "hunter2" not in message and "\n" not in message
