@@ -162,7 +162,7 @@ def cold(options: Options) -> Result:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model")
-        sections = {
+        sections: dict[str, dict[str, Any]] = {
             "vocabulary": {"style": "spaced", "max_tokens": script.VOCABULARY_SIZE},
             "sequences": {"policy": "windows", "length": script.LENGTH},
             "train": {"epochs": 1, "batch_size": script.BATCH, "learning_rate": 0.001},

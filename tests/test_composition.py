@@ -1,5 +1,6 @@
 """What conf/ and params.yaml compose to, and what is said of what does not compose."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from minigpt.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
-CHOICES = sorted((file.parent.name, file.stem) for file in CONF.glob("*/*.yaml"))
+FILES = {folder.name: sorted(folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()}
 
 # The published script's settings, key by key.
 SEED = yaml.safe_load("""
@@ -87,24 +88,25 @@ def flat(config: Config) -> dict[str, Any]:
     return {f"{name}.{key}": value for name in plain for key, value in plain[name].items()}
 
 
-def test_each_group_has_a_file_and_a_default() -> None:
-    groups = {folder.name for folder in CONF.iterdir() if folder.is_dir()}
+def test_each_section_is_a_group_that_params_name() -> None:
     sections = set(Config.model_fields) - {"checkpointing", "logging"}
-    assert groups == sections | {"experiment"} == {group for group, _ in CHOICES}
-    assert set(yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["groups"]) == groups
+    groups = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["groups"]
+    assert sections | {"experiment"} == set(FILES) == set(groups)
 
 
-@pytest.mark.parametrize(("group", "choice"), CHOICES)
-def test_each_file_composes(tmp_path: Path, group: str, choice: str) -> None:
-    made = compose(tmp_path, {"groups": {group: choice}}).model_dump(mode="json")
-    stated = yaml.safe_load((CONF / group / f"{choice}.yaml").read_text("utf-8"))
-    differs_from_another_file = bool(stated.pop("defaults", None))
-    for section, values in (stated if group == "experiment" else {group: stated}).items():
-        plain = {key: value for key, value in values.items() if "${" not in str(value)}
-        assert {key: made[section][key] for key in plain} == plain
-        fields = Config.model_fields[section].annotation.model_fields  # type: ignore[union-attr]
-        if not differs_from_another_file:
-            assert not [key for key, value in plain.items() if fields[key].default == value]
+@pytest.mark.parametrize("number", range(max(map(len, FILES.values()))))
+def test_each_file_composes_and_states_no_default(tmp_path: Path, number: int) -> None:
+    picked = {group: found[number % len(found)] for group, found in FILES.items()}
+    experiment = picked.pop("experiment")
+    compose(tmp_path, {"groups": {"experiment": experiment.stem}})
+    made = flat(compose(tmp_path, {"groups": {group: file.stem for group, file in picked.items()}}))
+    for group, file in picked.items():
+        stated = yaml.safe_load(file.read_text("utf-8"))
+        differs_from_another_file = bool(stated.pop("defaults", None))
+        fields = Config.model_fields[group].annotation.model_fields  # type: ignore[union-attr]
+        for key, value in stated.items():
+            assert made[f"{group}.{key}"] == value or "${" in str(value)
+            assert fields[key].default != value or differs_from_another_file
 
 
 def test_the_committed_resolved_yaml_is_up_to_date() -> None:
@@ -118,12 +120,9 @@ def test_the_seed_experiment_is_the_published_script(tmp_path: Path) -> None:
 
 
 def test_null_leaves_things_as_composed(tmp_path: Path, defaults: Config) -> None:
-    for params in (
-        "groups:\n",
-        {"groups": {"train": None, "experiment": None}, "train": None},
-        {"train": {"epochs": None}, "sample": {}, "logging": {"steps": None}},
-    ):
-        assert compose(tmp_path, params) == defaults
+    nulls = {"groups": {"train": None}, "corpus": None, "train": {"epochs": None}, "sample": {}}
+    assert compose(tmp_path, {**nulls, "logging": {"steps": None}}) == defaults
+    assert compose(tmp_path, "groups:\n") == defaults
 
 
 def test_a_value_beats_a_group_and_a_group_an_experiment(
@@ -160,27 +159,34 @@ def test_a_value_may_be_another_one(tmp_path: Path) -> None:
 # What is refused: the message names the key, the file, the value and what is allowed.
 
 
-@pytest.mark.parametrize(
-    ("params", "says", "meant"),
-    [
-        ({"groups": {"tain": 1}}, "unknown group groups.tain in FILE: allowed are cor", "train"),
-        ({"groups": {1: "fast"}}, "unknown group groups.1 in FILE: allowed are corpus, ", ""),
-        ({"groups": {"train": "fsat"}}, "groups.train in FILE is 'fsat': allowed are def", "fast"),
-        ({"groups": {"train": "../train/fast"}}, "groups.train in FILE is '../train/fast'", ""),
-        ({"groups": {"train": ["fast"]}}, "groups.train in FILE is ['fast']: allowed are", ""),
-        ({"groups": "fast"}, "groups in FILE is 'fast': allowed is a choice per group", ""),
-        ({"tain": {"epochs": None}}, "unknown key tain in FILE: allowed are corpus, ", "train"),
-        ({"epochs": 3}, "unknown key epochs in FILE: allowed are corpus, ", ""),
-        ({"train": {"epoch": 3}}, "unknown key train.epoch in FILE: allowed are ep", "epochs"),
-        ("tracking: {request: {x: 9}}", "unknown key tracking.request.x in FILE: allowed are", ""),
-        ("train: {1: 2}", "unknown key train[1] in FILE: allowed are epochs, ", ""),
-        ('train: {"a\\nb": 2}', "unknown key train.a\\nb in FILE: allowed are epochs, ", ""),
-    ],
-)
-def test_unknown_names(tmp_path: Path, params: Any, says: str, meant: str) -> None:
-    message = refused(tmp_path, params)
-    assert message.startswith(says.replace("FILE", "params.yaml"))
-    assert message.endswith(f" (did you mean {meant}?)" if meant else "")
+def test_unknown_choices(tmp_path: Path) -> None:
+    groups = {"tain": 1, 1: "fast", "train": "fsat", "sample": "../train/fast", "model": ["x"]}
+    known = ", ".join(sorted(FILES))
+    samples = "allowed are greedy, nucleus, published"
+    assert refused(tmp_path, {"groups": groups}).replace(" in params.yaml", "").splitlines() == [
+        f"unknown group groups.tain: allowed are {known} (did you mean train?)",
+        f"unknown group groups.1: allowed are {known}",
+        "groups.train is 'fsat': allowed are default, fast, published (did you mean fast?)",
+        f"groups.sample is '../train/fast': {samples}",
+        "groups.model is ['x']: allowed are minigpt",
+    ]
+    assert refused(tmp_path, {"groups": "fast"}) == (
+        "groups in params.yaml is 'fast': allowed is a choice per group"
+    )
+
+
+def test_unknown_keys(tmp_path: Path) -> None:
+    params = {"tain": {}, "train": {"epoch": 3, 1: 2, "a\nb": 2}, "epochs": 3}
+    params |= {"tracking": {"request": {"x": 9}}}
+    lines = refused(tmp_path, params).splitlines()
+    assert [re.sub(": .*, ", " ... ", line) for line in lines] == [
+        "unknown key train.epoch in params.yaml ... seed (did you mean epochs?)",
+        "unknown key train[1] in params.yaml ... seed",
+        "unknown key train.a\\nb in params.yaml ... seed",
+        "unknown key tracking.request.x in params.yaml ... max_total_tokens",
+        "unknown key epochs in params.yaml ... tracking",
+        "unknown key tain in params.yaml ... tracking (did you mean train?)",
+    ]
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path, conf: Path) -> None:
@@ -192,81 +198,75 @@ def test_all_problems_are_told_at_once(tmp_path: Path, conf: Path) -> None:
         "sample": {"top_p": 0, "prompts": ["${oc.env:HOME}"]},
         "logging": {"steps": "???"},
     }
-    found = [line.split(":")[0] for line in refused(tmp_path, params, conf).splitlines()]
-    assert sorted(found) == sorted(
-        [
-            "model.dtype_policy in params.yaml is '${nowhere}'",
-            "sample.prompts[0] in params.yaml is '${oc.env",
-            "logging.steps in params.yaml is '???'",
-            "corpus.sha256 is ''",
-            "corpus.folders is empty",
-            "train.epochs in params.yaml is 0",
-            "unknown key train.epoch in params.yaml",
-            "preview.max_tokens in conf/ is missing",
-            "preview.prompts[0] in conf/ is ''",
-            "sample.top_p in params.yaml is 0",
-        ]
-    )
+    assert [line.split(":")[0] for line in refused(tmp_path, params, conf).splitlines()] == [
+        "model.dtype_policy in params.yaml is '${nowhere}'",
+        "logging.steps in params.yaml is '???'",
+        "sample.prompts[0] in params.yaml is '${oc.env",
+        "corpus.sha256 is ''",
+        "corpus.folders is empty",
+        "train.epochs in params.yaml is 0",
+        "unknown key train.epoch in params.yaml",
+        "preview.max_tokens in conf/ is missing",
+        "preview.prompts[0] in conf/ is ''",
+        "sample.top_p in params.yaml is 0",
+    ]
 
 
 def test_a_contradiction_is_not_told_where_the_choice_of_a_file_is_wrong(tmp_path: Path) -> None:
-    params = {"groups": {"train": "publishd"}, "sequences": {"validation_fraction": 0}, "epochs": 1}
-    lines = refused(tmp_path, params).splitlines()
-    assert [line.split(" in ")[0] for line in lines] == ["groups.train", "unknown key epochs"]
+    params = {"groups": {"train": "publishd"}, "sequences": {"validation_fraction": 0}}
+    params |= {"model": {"num_heads": 3}}
+    assert refused(tmp_path, params).startswith("groups.train in params.yaml is 'publishd': ")
+    lines = refused(tmp_path, params | {"tracking": {"alias": "champion"}}).splitlines()
+    assert [line.split(" in ")[0] for line in lines] == ["groups.train", "tracking.alias"]
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("train: {epochs: }", "train.epochs in conf/ is None: allowed is a whole number"),
-        ("train: {epoch: 3}", "unknown key train.epoch in conf/: allowed are "),
-        ("train: {epochs: '${nope}'}", "train.epochs in conf/ is '${nope}': nope has no value"),
-        ("logging: {steps: '???'}", "logging.steps in conf/ is '???': allowed is a value"),
-        ("sample: {prompts: ['${oc.env:HOME}']}", "sample.prompts[0] in conf/ is '${oc.env:HOME}"),
-        ("train: [", "conf/ can't be composed: "),
-        ("train: !!bool maybe", "conf/ can't be composed: "),
-        ("5", "conf/ can't be composed: "),
-        ("- train", "conf/ can't be composed: "),
-    ],
-)
-def test_a_bad_file_of_conf(tmp_path: Path, conf: Path, content: str, says: str) -> None:
+def test_a_bad_value_in_conf(tmp_path: Path, conf: Path) -> None:
+    (conf / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "train: {epochs: , epoch: 3, seed: '${nope}'}\n"
+        "sample: {prompts: ['${oc.env:HOME}', '???']}\n",
+        "utf-8",
+    )
+    message = refused(tmp_path, {"groups": {"experiment": "mine"}}, conf)
+    assert [line.rpartition(":")[0] for line in message.splitlines()] == [
+        "train.seed in conf/ is '${nope}'",
+        "sample.prompts[0] in conf/ is '${oc.env:HOME}'",
+        "sample.prompts[1] in conf/ is '???'",
+        "train.epochs in conf/ is None",
+        "unknown key train.epoch in conf/",
+    ]
+
+
+@pytest.mark.parametrize("content", ["train: [", "train: !!bool maybe", "5", "- train"])
+def test_a_bad_file_of_conf(tmp_path: Path, conf: Path, content: str) -> None:
     (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{content}\n", "utf-8")
-    assert refused(tmp_path, {"groups": {"experiment": "mine"}}, conf).startswith(says)
+    message = refused(tmp_path, {"groups": {"experiment": "mine"}}, conf)
+    assert message.startswith("conf/ can't be composed: ")
+    assert refused(tmp_path, {}, tmp_path / "none").startswith("none/ is missing; run `dvc repro`")
 
 
-ONLY = ": of `${...}` only the key of another value is allowed, such as ${sequences.length}"
+def test_nothing_is_interpolated_but_other_values(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    texts = ["${oc.env:HOME}", "x${oc.env:MLFLOW_TRACKING_PASSWORD,none}", "${oc.decode:'1'}"]
+    texts += ["${now:%Y}", "${hydra:runtime.cwd}", "${${corpus.url}}", "\\${corpus.url}"]
+    texts += ["a ${corpus.url}"]
+    only = "of `${...}` only the key of another value is allowed, such as ${sequences.length}"
+    assert refused(tmp_path, {"sample": {"prompts": texts}}).splitlines() == [
+        f"sample.prompts[{at}] in params.yaml is {text!r}: {only}" for at, text in enumerate(texts)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("value", "says"),
     [
-        # Only the key of another value is allowed: nothing of the environment may get into a file.
-        ("prompts[1]", ["fine", "${oc.env:HOME}"], ONLY),
-        ("prompts[0]", ["x${oc.env:MLFLOW_TRACKING_PASSWORD,none}"], ONLY),
-        ("prompts[0]", ["${oc.decode:'1'}"], ONLY),
-        ("prompts[0]", ["${now:%Y}"], ONLY),
-        ("prompts[0]", ["${hydra:runtime.cwd}"], ONLY),
-        ("prompts[0]", ["${${corpus.url}}"], ONLY),
-        ("prompts[0]", ["\\${corpus.url}"], ONLY),
-        ("prompts[0]", ["a ${corpus.url}"], ONLY),
-        # What leads nowhere, or in a circle.
-        ("prompts", "???", "is '???': allowed is a value"),
-        ("prompts", "${train.nope}", "is '${train.nope}': train.nope has no value"),
-        ("prompts", "${.seed}", "is '${.seed}': .seed has no value"),
-        ("prompts", "${sample.prompts}", "is '${sample.prompts}': sample.prompts leads back to"),
-        ("prompts", "${sample}", "is '${sample}': sample holds references itself"),
-        ("prompts[0]", ["${sample.prompts}"], "is '${sample.prompts}': sample.prompts holds ref"),
-        # A value of another type.
-        ("prompts", "${train.epochs}", "is 2: allowed is a list"),
-        ("prompts", "${corpus.format}", "is 'archive': allowed is a list"),
-        ("prompts[0]", ["${corpus.folders}"], "is ['aclImdb/"),
-        ("seed", "${logging}", "is {'steps': 50}: allowed is a whole number"),
+        ("${train.nope}", "is '${train.nope}': train.nope has no value"),
+        ("${.seed}", "is '${.seed}': .seed has no value"),
+        ("${sample.prompts}", "is '${sample.prompts}': sample.prompts leads back to itself"),
+        ("${sample}", "is '${sample}': sample holds references itself"),
+        ("${train.epochs}", "is 2: allowed is a list, not empty; an entry is a text, not blank"),
+        ("${logging}", "is {'steps': 50}: allowed is a list, not empty; an entry is a text, not"),
     ],
 )
-def test_a_reference_that_is_refused(
-    tmp_path: Path, monkeypatch: Any, key: str, value: Any, says: str
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    message = refused(tmp_path, {"sample": {key.partition("[")[0]: value}})
-    assert message.startswith(f"sample.{key} in params.yaml is ") and says in message
-    assert "hunter2" not in message and "\n" not in message
+def test_a_reference_that_is_refused(tmp_path: Path, value: str, says: str) -> None:
+    message = refused(tmp_path, {"sample": {"prompts": value}})
+    assert message.startswith(f"sample.prompts in params.yaml {says}") and "\n" not in message

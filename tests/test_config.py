@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from minigpt import composition, config
 from minigpt.common.errors import InputError
@@ -41,8 +40,10 @@ def not_valid(composed: config.Config, changes: dict[str, Any]) -> str:
     return str(raised.value)
 
 
-def not_loaded(path: Path) -> str:
-    """Loads what must be refused; returns the message without the folder."""
+def not_loaded(path: Path, content: bytes | None) -> str:
+    """Loads a file that must be refused; returns the message without the folder."""
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(InputError) as raised:
         config.load(path)
     return str(raised.value).replace(f"{path.parent}/", "")
@@ -79,37 +80,28 @@ WHOLE = "allowed is a whole number, 1 to 100000"
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("train.epochs", "many", f"is 'many': {WHOLE}"),
         ("train.epochs", "3", f"is '3': {WHOLE}"),
         ("train.epochs", 2.0, f"is 2.0: {WHOLE}"),
         ("train.epochs", True, f"is True: {WHOLE}"),
-        ("train.epochs", [1], f"is [1]: {WHOLE}"),
-        ("train.epochs", {"a": 1}, f"is {{'a': 1}}: {WHOLE}"),
         ("train.epochs", None, f"is None: {WHOLE}"),
         ("train.learning_rate", "0.1", "is '0.1': allowed is a number, 1e-12 to 1000"),
-        ("train.learning_rate", True, "is True: allowed is a number, 1e-12 to 1000"),
         ("train.seed", -1, "is -1: allowed is 0 to 2147483647"),
         ("sample.seed", 2**63, f"is {2**63}: allowed is 0 to {2**63 - 1}"),
         ("sequences.validation_fraction", 0.51, "is 0.51: allowed is 0 to 0.5"),
         ("sample.top_p", 0, "is 0: allowed is above 0 to 1"),
-        ("checkpointing.resume", "maybe", "is 'maybe': allowed is true or false"),
         ("checkpointing.resume", 1, "is 1: allowed is true or false"),
         ("train", 5, "is 5: allowed is keys and values"),
-        ("train", None, "is None: allowed is keys and values"),
         ("tracking.request", [1], "is [1]: allowed is keys and values"),
         # Lists and their entries.
         ("sample.prompts", "this movie", "is 'this movie': allowed is a list, not empty"),
-        ("sample.prompts", {"a": "b"}, "is {'a': 'b'}: allowed is a list, not empty"),
         ("sample.prompts", [], "is []: allowed is a list, not empty; an entry is a text, not"),
         ("sample.prompts[1]", ["a", ["b"]], "is ['b']: allowed is a text"),
-        ("sample.prompts[1]", ["a", None], "is None: allowed is a text"),
         ("sample.prompts[1]", ["a", "  "], "is '  ': allowed is a text, not blank"),
         ("sample.prompts[0]", ["a\0b"], r"is 'a\x00b': allowed is a text, not blank, in valid"),
         ("sample.prompts[0]", ["a\ud800b"], r"is 'a\ud800b': allowed is a text, not blank, in"),
         ("corpus.folders[0]", [{"a": "b"}], "is {'a': 'b'}: allowed is a folder"),
         # Choices and texts.
         ("train.loss", "token", "is 'token': allowed are tokens, padded (did you mean tokens?)"),
-        ("vocabulary.style", "Spaced", "is 'Spaced': allowed are published, spaced"),
         ("model.dtype_policy", ["auto"], "is ['auto']: allowed are auto, float32, mixed_bfl"),
         ("corpus.url", "", "is '': allowed is http(s)://, file:// or a path"),
         ("corpus.sha256", "C40F", "is 'C40F': allowed is 64 hexadecimal digits, or nothing"),
@@ -147,23 +139,14 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
     ("changes", "says"),
     [
         ({"model.num_heads": 3}, "model.embed_dim is 256, not divisible by model.num_heads, 3"),
-        (
-            {"model.context_length": 96},
-            "model.context_length is 96 but sequences.length is 80: set",
-        ),
+        ({"model.context_length": 96}, "model.context_length is 96 but sequences.length is 80: "),
         ({"model.vocabulary_size": 9}, "model.vocabulary_size is 9, below vocabulary.max_tokens, "),
+        (NONE_HELD_OUT | {"train.keep": "last"}, "train.early_stopping is 2 and train.keep is las"),
         (
-            {**NONE_HELD_OUT, "train.keep": "last"},
-            "train.early_stopping is 2 and train.keep is last",
+            NONE_HELD_OUT | {"train.early_stopping": 0},
+            "train.early_stopping is 0 and train.keep i",
         ),
-        (
-            {**NONE_HELD_OUT, "train.early_stopping": 0},
-            "train.early_stopping is 0 and train.keep is b",
-        ),
-        (
-            {"train.weight_decay": 0.1},
-            "train.weight_decay is 0.1 but train.optimizer is adam: only",
-        ),
+        ({"train.weight_decay": 0.1}, "train.weight_decay is 0.1 but train.optimizer is adam: "),
         ({"sample.top_k": 20_000}, "sample.top_k is 20000, above vocabulary.max_tokens, 19999"),
         ({"vocabulary.max_tokens": 5}, "preview.top_k is 10, above vocabulary.max_tokens, 5"),
         ({"corpus.sha256": ""}, "corpus.sha256 is '': an archive needs 64 hexadecimal digits"),
@@ -208,48 +191,41 @@ def test_all_contradictions_are_told_at_once(composed: config.Config) -> None:
         b"train: !!bool maybe",
         b"train: &a {epochs: *a}",
         b"train: " + b"[" * 1_000,
-        b"sample: {prompts: ['${corpus.url']}",
         b"sample: {prompts: ['${}']}",
         b"5",
         b"- train",
     ],
-    ids=range(12),
+    ids=range(11),
 )
 def test_a_file_that_is_no_mapping(tmp_path: Path, content: bytes) -> None:
-    file = tmp_path / "params.yaml"
-    file.write_bytes(content)
-    assert re.match(r"params\.yaml (can't be read as YAML|must hold keys)", not_loaded(file))
+    message = not_loaded(tmp_path / "params.yaml", content)
+    assert re.match(r"params\.yaml (can't be read as YAML|must hold keys)", message)
 
 
-def test_a_missing_file_or_key(tmp_path: Path, composed: config.Config) -> None:
+def test_a_missing_file_or_key(tmp_path: Path) -> None:
     file = tmp_path / "resolved.yaml"
-    assert not_loaded(file) == "resolved.yaml is missing; run `dvc repro` in the project's folder"
-    file.write_text(yaml.safe_dump(altered(composed, {"vocabulary": {"style": "spaced"}})), "utf-8")
-    assert not_loaded(file) == (
+    missing = "resolved.yaml is missing; run `dvc repro` in the project's folder"
+    assert not_loaded(file, None) == missing
+    assert not_loaded(file, b"vocabulary: {style: spaced}").splitlines()[:2] == [
+        "corpus in resolved.yaml is missing: allowed is keys and values",
         "vocabulary.max_tokens in resolved.yaml is missing: allowed is a whole number, 3 to "
-        "10000000"
-    )
+        "10000000",
+    ]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_what_is_huge_is_told_in_short(tmp_path: Path) -> None:
+    for text in (
         f"train: {{epochs: 0x{'f' * 5_000}, {'x' * 100_000}: 1, keep: {'y' * 100_000}}}",
         f"sample: {{prompts: [{'1,' * 1_000}]}}",
         "".join(f"key{number}: 1\n" for number in range(1_000)),
-    ],
-    ids=["long", "list", "keys"],
-)
-def test_what_is_huge_is_told_in_short(tmp_path: Path, text: str) -> None:
-    (tmp_path / "resolved.yaml").write_text(text, "utf-8")
-    assert len(not_loaded(tmp_path / "resolved.yaml")) < 15_000
+    ):
+        assert len(not_loaded(tmp_path / "resolved.yaml", text.encode())) < 15_000
 
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
         ("tracking.model_name", "../x", "is '../x': allowed is up to 200 letters"),
-        ("tracking.model_name", "a' or name like '%", "allowed is up to 200 letters"),
         ("tracking.model_name", "x" * 201, "allowed is up to 200 letters"),
         ("tracking.model_name", "a\n", "allowed is up to 200 letters"),
         ("tracking.alias", "a/b", "allowed is up to 200 letters"),
@@ -282,25 +258,18 @@ def test_a_section_alone() -> None:
         made.max_tokens = 6  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    ("values", "prefix", "says"),
-    [
+def test_a_section_alone_that_is_refused() -> None:
+    for values, prefix, says in (
         (
-            {"top_q": 1, "top_p": 2},
+            {"max_tokens": "5", "top_p": 2},
             "",
-            "max_tokens is missing: allowed is a whole number, 1 to 100000\n"
-            "top_p is 2: allowed is above 0 to 1\n"
-            "unknown key top_q: allowed are max_tokens, temperature, top_k, top_p, min_p, "
-            "repetition_penalty, allow_unknown, seed (did you mean top_p?)",
+            f"max_tokens is '5': {WHOLE}\ntop_p is 2: allowed is",
         ),
-        ({"max_tokens": "5"}, "a", f"a.max_tokens is '5': {WHOLE}"),
+        ({"top_q": 1}, "a", f"a.max_tokens is missing: {WHOLE}\nunknown key a.top_q: allowed are"),
         ([1], "request", "request is [1]: allowed is keys and values"),
-    ],
-)
-def test_a_section_alone_that_is_refused(values: Any, prefix: str, says: str) -> None:
-    with pytest.raises(InputError) as raised:
-        config.validate(config.SamplingConfig, values, prefix)
-    assert str(raised.value) == says
+    ):
+        with pytest.raises(InputError, match=f"^{re.escape(says)}"):
+            config.validate(config.SamplingConfig, values, prefix)
 
 
 def test_the_documentation_is_up_to_date() -> None:

@@ -1,6 +1,6 @@
 """`experiment=seed` is the published script.
 
-tests/test_config.py pins its composed configuration, tests/data its vocabulary and shards.
+tests/test_composition.py pins its composed configuration, tests/data its vocabulary and shards.
 """
 
 from pathlib import Path

@@ -50,8 +50,8 @@ def compose(conf: Path = CONF, params: Path = PARAMS) -> Config:
     except ValidationError as error:
         for each in error.errors(include_url=False):
             loc, kind = each["loc"], each["type"]
-            if wrong_choice and kind == "value_error":
-                continue  # the right choice of a file may resolve a contradiction
+            if wrong_choice and kind == "value_error" and len(loc) < 2:
+                continue  # a section's contradiction, which the right choice may resolve
             if loc not in unresolved:
                 problems.append(describe(Config, each, file=file(loc)))
     raise refusal(problems)

@@ -98,7 +98,7 @@ Temperature = Annotated[
     float,
     Field(ge=0, le=100),
     AfterValidator(_holds_in_float32),
-    "0, or 0.001 to 100",
+    "a number, 0 or 0.001 to 100",
 ]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -473,9 +473,10 @@ The stage `compose` puts the configuration together and writes it to `resolved.y
    `groups:` in `params.yaml` picks another, and `groups.experiment` picks a set of differences.
 3. Every other key of `params.yaml` is laid over that; null leaves it as composed.
 
-Types are strict: `"3"` is no number, and `1` is not true. A value may be the value of another key,
-such as `${sequences.length}`; nothing else is interpolated. A value that switches something off
-is 0. All problems are reported at once, and no stage runs before they are solved."""
+Types are strict: `"3"` is no number, and `1` is not true. `${sequences.length}` in place of a value
+stands for the value of that key; nothing else is interpolated. A value that switches something off
+is 0. All problems of values are reported at once, then those of sections that contradict each
+other, and no stage runs before they are solved."""
 
 
 if __name__ == "__main__":

@@ -1,20 +1,28 @@
-"""Downloads: resumed, verified, and given up with one error."""
+"""Downloads: resumed, verified, and given up with one error that shows no secret."""
 
 import contextlib
 import errno
 import gzip
 import hashlib
+import logging
+import shutil
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from minigpt import config
 from minigpt.common.errors import InputError
-from minigpt.data import download
+from minigpt.config import CorpusConfig
+from minigpt.data import archive, corpus, download
+from minigpt.stages import download as stage
 
 BODY = bytes(range(256)) * 1200  # larger than one chunk and than a socket's first segment
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -311,7 +319,7 @@ def test_missing_local_archive_says_what_experiments_see(
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("ftp://host/a.tar.gz", "neither http:// nor https://"),
+        ("ftp://host/a.tar.gz", "corpus.url=ftp://host/a.tar.gz cannot be read: use file:///"),
         ("file://elsewhere/a.tar.gz", "file:///absolute/path"),
         ("http://", "cannot be fetched"),
     ],
@@ -319,3 +327,140 @@ def test_missing_local_archive_says_what_experiments_see(
 def test_unusable_addresses(tmp_path: Path, url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         fetch(url, tmp_path)
+
+
+SECRET = "hunter2"
+SIGNED = f"?X-Amz-Signature={SECRET}&anything={SECRET}"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        reply(403),
+        reply(503),
+        reply(body=b"another"),
+        reply(length=10**15),
+        reply(302, b"", Location=f"/again{SIGNED}"),
+        reply(302, b"", Location=f"http://127.0.0.1:9/x{SIGNED}"),
+        reply(302, b"", Location=f"ftp://me:{SECRET}@host/x{SIGNED}"),
+        lambda handler: None,
+    ],
+)
+@pytest.mark.parametrize("user", ["", f"me:{SECRET}@", f"me:p@ss{SECRET}@", f"me:?{SECRET}@"])
+def test_no_secret_of_an_address_is_shown(
+    server: Server, tmp_path: Path, answer: Answer, user: str
+) -> None:
+    server.answers = [answer]
+    url = server.url.replace("//", f"//{user}") + SIGNED
+    with pytest.raises(InputError) as caught:
+        download.fetch(
+            url, SHA256, tmp_path, key="MINIGPT_CORPUS_URL", attempts=2, timeout_s=5, backoff_s=0.01
+        )
+    assert SECRET not in str(caught.value)
+    assert "p@ss" not in str(caught.value)
+
+
+def test_a_refused_address_leads_to_a_signed_one(server: Server, tmp_path: Path) -> None:
+    server.answers = [reply(403)]
+    with pytest.raises(
+        InputError, match=r"answered 403 .*check corpus.url, set MINIGPT_CORPUS_URL"
+    ):
+        fetch(server.url, tmp_path)
+
+
+def test_a_faulty_proxy_is_not_blamed_on_the_address(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "http://")
+    with pytest.raises(InputError, match="check HTTP_PROXY and HTTPS_PROXY") as caught:
+        fetch(server.url, tmp_path)
+    assert "corpus.url" not in str(caught.value)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.WARNING, "urllib3")  # the stage's own level goes with the test
+    return caplog
+
+
+def resolved(url: str, **changes: Any) -> CorpusConfig:
+    values = {"format": "archive", "url": url, "sha256": SHA256, "folders": ["a/b/c"]}
+    return CorpusConfig(**{**values, **changes})
+
+
+def test_a_signed_address_comes_from_the_environment_and_is_written_nowhere(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(path: Path, *args: object) -> Iterator[pa.RecordBatch]:
+        assert path.read_bytes() == BODY
+        row = {"id": "a", "split": "", "label": None, "rating": None, "text": "a"}
+        yield pa.RecordBatch.from_pylist([row], corpus.SCHEMA)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archive, "read", read)
+    configured = SimpleNamespace(corpus=resolved("http://127.0.0.1:9/reviews.tar.gz"))
+    monkeypatch.setattr(config, "load", lambda path: configured)
+    monkeypatch.setenv("MINIGPT_CORPUS_URL", server.url + SIGNED)
+    server.answers = [reply(Bad_Header="x")]
+    stage.run()
+    assert Path("data/reviews.parquet").is_file()
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    shown = log.text + "".join(capsys.readouterr())
+    assert SECRET not in shown and SECRET.encode() not in written
+
+    # Another body than the configuration's is refused wherever it came from.
+    shutil.rmtree("data")
+    server.answers = [reply(body=b"another")]
+    with pytest.raises(InputError, match=r"wrong checksum.*Check MINIGPT_CORPUS_URL"):
+        stage.run()
+    monkeypatch.setenv("MINIGPT_CORPUS_URL", "")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with pytest.raises(
+        InputError, match=r"127\.0\.0\.1:9/reviews\.tar\.gz could not be downloaded"
+    ):
+        stage.run()
+
+
+def test_headers_that_make_no_sense_show_no_address(
+    server: Server,
+    tmp_path: Path,
+    log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nA: 1\r\n=?not a header\r\n\r\n" + BODY)
+
+    server.answers = [answer]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(archive, "read", lambda *args: iter(()))
+    configured = SimpleNamespace(corpus=resolved(server.url))
+    monkeypatch.setattr(config, "load", lambda path: configured)
+    monkeypatch.setenv("MINIGPT_CORPUS_URL", server.url + SIGNED)
+    with contextlib.suppress(InputError):
+        stage.run()
+    assert SECRET not in log.text
+
+
+def test_files_of_one_s_own_are_read_from_where_a_file_address_leads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a b?"
+    folder.mkdir()
+    (folder / "a.txt").write_text("A film.", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINIGPT_CORPUS_URL", "http://127.0.0.1:9/x")  # for archives alone
+    for url in (folder.as_uri(), folder.as_uri().replace("//", "//localhost"), "a b?"):
+        configured = SimpleNamespace(corpus=resolved(url, format="files", sha256=""))
+        monkeypatch.setattr(config, "load", lambda path, found=configured: found)
+        stage.run()
+        assert corpus.read_reviews(Path("data/reviews.parquet"), ["id"])["id"].to_pylist() == ["a"]
+    configured = SimpleNamespace(corpus=resolved("https://host/a", format="files", sha256=""))
+    monkeypatch.setattr(config, "load", lambda path: configured)
+    with pytest.raises(InputError, match=r"corpus.url=https://host/a cannot be read: use file:///"):
+        stage.run()

@@ -1,15 +1,16 @@
 """The page of an evaluation."""
 
 from minigpt.evaluation import pages
+from minigpt.evaluation.pages import Passage
 
 
 def test_a_run_is_marked_with_the_words_around_it() -> None:
     words = [f"w{i}" for i in range(60)]
-    page = pages.marked(words, 30, 2).split()
+    page = pages.marked(Passage(words, 30, 2)).split()
     assert page[0] == page[-1] == "..."
     assert page[1:-1] == [*words[10:30], "[[", "w30", "w31", "]]", *words[32:52]]
-    assert pages.marked(["a", "b", "c"], 0, 3) == "[[ a b c ]]"
-    assert pages.marked(["a", "b", "c"], 1, 1) == "a [[ b ]] c"
+    assert pages.marked(Passage(["a", "b", "c"], 0, 3)) == "[[ a b c ]]"
+    assert pages.marked(Passage(["a", "b", "c"], 1, 1)) == "a [[ b ]] c"
 
 
 def test_runs() -> None:

@@ -14,7 +14,13 @@ from minigpt.common.redaction import redact
 Loc = tuple[int | str, ...]  # the keys, and positions in lists, that lead to a value
 
 _MOST_TOLD = 50  # problems in one message
-_OUT_OF_RANGE = {"greater_than", "greater_than_equal", "less_than_equal", "finite_number"}
+_OUT_OF_RANGE = {
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "finite_number",
+}
 
 
 class Section(BaseModel):
@@ -120,10 +126,13 @@ def allowed(field: FieldInfo) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    names = ("ge", "gt", "le")
-    limits = {n: getattr(each, n) for each in field.metadata for n in names if hasattr(each, n)}
-    low = limits["ge"] if "ge" in limits else f"above {limits['gt']}"
-    return f"{low} to {limits['le']}"
+    words = {"ge": "{}", "gt": "above {}", "le": "to {}", "lt": "to below {}"}
+    return " ".join(
+        word.format(getattr(limit, name))
+        for name, word in words.items()
+        for limit in field.metadata
+        if hasattr(limit, name)
+    )
 
 
 def one_of(value: Any, known: Iterable[str]) -> str:

@@ -11,15 +11,25 @@ from urllib.request import url2pathname
 
 import requests
 import urllib3
+from requests import exceptions
 
 from minigpt.common import files
 from minigpt.common.errors import InputError, missing
+from minigpt.common.redaction import redact
 
+# Supplies a signed address, which corpus.url must not hold: resolved.yaml is committed.
+SIGNED_URL = "MINIGPT_CORPUS_URL"
 # A body of unannounced length must not fill the disk. The official archive has 80 MiB.
 MAX_UNANNOUNCED_BYTES = 2**30
 _CHUNK_BYTES = 2**16
 # What a broken connection or a busy host raises, from the first request to the last byte.
 _TEMPORARY = (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError)
+_WRONG_URL = (
+    exceptions.InvalidURL,
+    exceptions.InvalidSchema,
+    exceptions.MissingSchema,
+    requests.TooManyRedirects,
+)
 
 
 def fetch(
@@ -28,6 +38,7 @@ def fetch(
     directory: Path,
     progress: Callable[[int, int | None], None] | None = None,
     *,
+    key: str = "corpus.url",
     attempts: int = 5,
     timeout_s: float = 30.0,
     backoff_s: float = 1.0,
@@ -40,6 +51,7 @@ def fetch(
         sha256: The archive's checksum, 64 lower-case hexadecimal digits.
         directory: Where downloads are kept as <sha256>.tar.gz, and partial ones as <sha256>.part.
         progress: Called as bytes arrive, with the bytes so far and the total (None if unknown).
+        key: What supplied the address, for messages.
         attempts: Requests before giving up.
         timeout_s: The longest wait for a connection or for the next bytes.
         backoff_s: The pause before the second attempt; each later pause is twice as long.
@@ -49,9 +61,11 @@ def fetch(
         InputError: The archive is not available, or its checksum is wrong.
     """
     if not re.match("https?://", url, re.IGNORECASE):
-        path = _local_path(url)
+        path = local_path(url, key)
+        if not path.is_file():
+            raise missing(key, path)
         if (found := files.sha256(path)) != sha256:
-            raise _wrong_checksum(url, sha256, found, "The file is left as it is.")
+            raise _wrong_checksum(redact(url), key, sha256, found, "The file is left as it is.")
         return path
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -63,11 +77,15 @@ def fetch(
         if attempt:
             time.sleep(backoff_s * 2 ** (attempt - 1))
         try:
-            reason = _download(url, part, progress, timeout_s, slowest_bytes_per_s)
+            reason = _download(url, key, part, progress, timeout_s, slowest_bytes_per_s)
         except _TEMPORARY as error:
             reason = error
         except requests.RequestException as error:  # another request would fail the same way
-            raise InputError(f"{url} cannot be fetched: {error}; check corpus.url.") from error
+            if isinstance(error, exceptions.InvalidProxyURL):
+                then = "; check HTTP_PROXY and HTTPS_PROXY."
+            else:
+                then = f"; check {key}." if isinstance(error, _WRONG_URL) else "."
+            raise InputError(f"{shown(url)} cannot be fetched: {shown(error)}{then}") from error
         except OSError as error:
             if files.is_full(error):
                 raise InputError(
@@ -78,20 +96,47 @@ def fetch(
             break
     else:
         raise InputError(
-            f"{url} could not be downloaded in {attempts} attempts (last: {reason}). Use a mirror "
-            "(`dvc exp run -S corpus.url=https://... -S corpus.sha256=...`, or edit corpus.url in "
-            "params.yaml), a local file (corpus.url=/path/to/aclImdb_v1.tar.gz), or the embedded "
-            "sample (`make demo`). The next run resumes the download."
+            f"{shown(url)} could not be downloaded in {attempts} attempts (last: {shown(reason)}). "
+            "Use a mirror (`dvc exp run -S corpus.url=https://... -S corpus.sha256=...`, or edit "
+            "corpus.url in params.yaml), a local file (corpus.url=/path/to/aclImdb_v1.tar.gz), or "
+            "the embedded sample (`make demo`). The next run resumes the download."
         )
     if (found := files.sha256(part)) != sha256:
         part.unlink()
-        raise _wrong_checksum(url, sha256, found, "The download is deleted.")
+        raise _wrong_checksum(shown(url), key, sha256, found, "The download is deleted.")
     os.replace(part, archive)
     return archive
 
 
+def shown(text: object) -> str:
+    """Returns a text as messages show it: the queries of its URLs, which may sign them, are cut."""
+    return re.sub(r"(?<=\S[?#])\S+", "...", redact(str(text)))
+
+
+def local_path(url: str, key: str = "corpus.url") -> Path:
+    """Returns the path that a file:// URL or a plain path names.
+
+    Args:
+        url: A file on this machine.
+        key: What supplied it, for messages.
+
+    Raises:
+        InputError: It is another kind of URL.
+    """
+    if "://" not in url:
+        return Path(url).expanduser()
+    parts = urlsplit(url)
+    if parts.scheme != "file" or parts.netloc not in ("", "localhost"):
+        raise InputError(
+            f"{key}={shown(url)} cannot be read: use file:///absolute/path, a plain path or, for "
+            "an archive, http:// or https://."
+        )
+    return Path(url2pathname(parts.path))
+
+
 def _download(
     url: str,
+    key: str,
     part: Path,
     progress: Callable[[int, int | None], None] | None,
     timeout_s: float,
@@ -106,12 +151,13 @@ def _download(
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         if done and (status == 416 or (status == 206 and not resumed)):
             part.unlink()
-            return _download(url, part, progress, timeout_s, slowest_bytes_per_s)
+            return _download(url, key, part, progress, timeout_s, slowest_bytes_per_s)
         if status == 429 or status >= 500:
             return f"{status} {response.reason}"
         if status != 200 and not (done and status == 206):
+            signed = f", set {SIGNED_URL} to a (new) signed address" if status in (401, 403) else ""
             raise InputError(
-                f"{url} answered {status} {response.reason}: check corpus.url in params.yaml, or "
+                f"{shown(url)} answered {status} {shown(response.reason)}: check {key}{signed}, or "
                 "give a local file (corpus.url=/path/to/aclImdb_v1.tar.gz)."
             )
         done = done if status == 206 else 0
@@ -120,8 +166,8 @@ def _download(
         free = shutil.disk_usage(part.parent).free
         if announced is not None and announced > free:
             raise InputError(
-                f"{url} announces another {announced:,} bytes, but {part.parent} has room for "
-                f"{free:,}: make room, or check corpus.url"
+                f"{shown(url)} announces another {announced:,} bytes, but {part.parent} has room "
+                f"for {free:,}: make room, or check {key}"
             )
         since, before = time.monotonic(), done
         with part.open("ab" if done else "wb") as file:
@@ -136,30 +182,16 @@ def _download(
                 if total is None and done > MAX_UNANNOUNCED_BYTES:
                     part.unlink()
                     raise InputError(
-                        f"{url} sends over {MAX_UNANNOUNCED_BYTES:,} bytes of unannounced length: "
-                        "check corpus.url, or give a local file (corpus.url=/path/to/file)."
+                        f"{shown(url)} sends over {MAX_UNANNOUNCED_BYTES:,} bytes of unannounced "
+                        f"length: check {key}, or give a local file (corpus.url=/path/to/file)."
                     )
                 if progress:
                     progress(done, total)
     return None
 
 
-def _local_path(url: str) -> Path:
-    """Returns the path of an existing file, given as a file:// URL or as a path."""
-    parts = urlsplit(url)
-    if "://" in url and (parts.scheme != "file" or parts.netloc not in ("", "localhost")):
-        raise InputError(
-            f"corpus.url={url} is neither http:// nor https:// nor a file: use such a URL, "
-            "file:///absolute/path or a plain path."
-        )
-    path = Path(url2pathname(parts.path) if "://" in url else url).expanduser()
-    if not path.is_file():
-        raise missing("corpus.url", path)
-    return path
-
-
-def _wrong_checksum(url: str, expected: str, found: str, then: str) -> InputError:
+def _wrong_checksum(url: str, key: str, expected: str, found: str, then: str) -> InputError:
     return InputError(
         f"{url} has the wrong checksum: expected sha256 {expected}, found {found}. {then} "
-        "Check corpus.url and corpus.sha256, and run again."
+        f"Check {key} and corpus.sha256, and run again."
     )

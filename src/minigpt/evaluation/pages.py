@@ -1,9 +1,24 @@
 """The page of an evaluation, as plain text."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Passage(NamedTuple):
+    """A run of words in a text.
+
+    Attributes:
+        words: All words of the text.
+        start: Where the run begins.
+        length: Its words.
+    """
+
+    words: Sequence[str]
+    start: int
+    length: int
+
 
 WORDS_AROUND = 20  # words shown on either side of a copied run
 
@@ -56,9 +71,23 @@ def runs(whose: str, words: Sequence[int]) -> str:
     )
 
 
-def marked(words: Sequence[str], start: int, length: int) -> str:
+def copied(written: Passage, source: Passage, review: str) -> str:
+    """Returns the longest copied run, beside the review that it comes from.
+
+    Args:
+        written: In a text of the model.
+        source: In the training review.
+        review: The id of the review.
+    """
+    return (
+        f"\nThe longest, in a text of the model:\n{marked(written)}\n"
+        f"and in the training review {review}:\n{marked(source)}\n"
+    )
+
+
+def marked(passage: Passage) -> str:
     """Returns a run of words between double brackets, with some of the words around it."""
-    stop = start + length
+    words, start, stop = passage.words, passage.start, passage.start + passage.length
     before, after = words[max(start - WORDS_AROUND, 0) : start], words[stop : stop + WORDS_AROUND]
     first = ["..."] if start > WORDS_AROUND else []
     last = ["..."] if stop + WORDS_AROUND < len(words) else []

@@ -1,11 +1,13 @@
 """Texts that are sampled to be counted: how varied they are, and how much of them is copied."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from minigpt.config import EvaluateConfig
+from minigpt.data.tokenizer import UNKNOWN
 from minigpt.evaluation import copying
 from minigpt.generation.decoding import Generator
 from minigpt.generation.prompts import encode
@@ -15,49 +17,65 @@ TEXTS_AT_ONCE = 64
 Ids = npt.NDArray[np.int32]
 
 
+class Sample(NamedTuple):
+    """A text that the model wrote.
+
+    Attributes:
+        prompt: The prompt, as it was typed.
+        ids: The token ids of the prompt and of what was written after it.
+        written: The token ids of what was written.
+        copy: The longest run of words that `ids` shares with a training review.
+    """
+
+    prompt: str
+    ids: Ids
+    written: Ids
+    copy: copying.Copy
+
+
 def write(
     generator: Generator,
-    asked: Sequence[str],
+    prompts: Sequence[str],
     config: EvaluateConfig,
+    train: tuple[Ids, npt.NDArray[np.int64]],
     progress: Callable[[int, int | None], None] | None = None,
-) -> tuple[list[Ids], list[Ids]]:
-    """Samples `config.reviews` texts, taking the prompts in turn.
+) -> list[Sample]:
+    """Samples `config.reviews` texts, taking the prompts in turn, and looks for copied runs.
 
     Args:
         generator: The model's.
-        asked: The prompts.
+        prompts: Texts with at least one token that the model knows.
         config: The section `evaluate`.
+        train: The token ids of the training reviews in a row, and (N + 1,) their offsets.
         progress: Called with the texts done and the texts in all.
-
-    Returns:
-        The token ids of each text's prompt, and of what the model wrote after it.
     """
-    encoded, _ = encode(generator.tokenizer, asked, "evaluate.prompts")
-    prompts = [encoded[i % len(encoded)] for i in range(config.reviews)]
+    encoded, _ = encode(generator.tokenizer, prompts, "evaluate.prompts")
+    turns = [i % len(prompts) for i in range(config.reviews)]
     written: list[Ids] = []
-    batches = -(-len(prompts) // TEXTS_AT_ONCE)
-    for batch in np.array_split(np.arange(len(prompts)), batches):  # one or two compiled shapes
+    batches = -(-len(turns) // TEXTS_AT_ONCE)
+    for batch in np.array_split(np.arange(len(turns)), batches):  # one or two compiled shapes
         # Row b of a call draws from (seed, b): with one seed every batch would repeat the first.
         sampling = config.model_copy(update={"seed": config.seed + int(batch[0])})
-        written += list(generator.tokens([prompts[i] for i in batch], sampling))
+        written += list(generator.tokens([encoded[turns[i]] for i in batch], sampling))
         if progress:
-            progress(len(written), len(prompts))
-    return prompts, written
+            progress(len(written), len(turns))
+    texts = [np.concatenate([encoded[i], text]) for i, text in zip(turns, written, strict=True)]
+    copies = copying.longest_copies(texts, *train, UNKNOWN)
+    asked = [prompts[i] for i in turns]
+    return [Sample(*parts) for parts in zip(asked, texts, written, copies, strict=True)]
 
 
-def count(written: Sequence[Ids], copies: Sequence[copying.Copy]) -> dict[str, float]:
+def count(samples: Sequence[Sample]) -> dict[str, float]:
     """Counts what sampled texts repeat, of each other, of themselves and of the training reviews.
 
-    Args:
-        written: Token ids of each text without its prompt, since prompts recur.
-        copies: The longest copied run of each text, its prompt included.
+    Prompts recur, so only the copied runs count them in.
 
     Returns:
         reviews, distinct_1 to distinct_3, self_bleu, repetition_rate, and copied_run_median,
         copied_run_p95 and copied_run_max in words.
     """
-    texts = [text.tolist() for text in written]
-    runs = [copy.words for copy in copies]
+    texts = [sample.written.tolist() for sample in samples]
+    runs = [sample.copy.words for sample in samples]
     return {
         "reviews": len(texts),
         **{f"distinct_{n}": copying.distinct(texts, n) for n in (1, 2, 3)},

@@ -5,6 +5,7 @@ the directory can run: the weights are safetensors, the tokenizer is text.
 """
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,8 @@ from safetensors.numpy import save_file
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
-from minigpt.common.validation import validate
-from minigpt.config import ModelConfig
+from minigpt.common.validation import Section, validate
+from minigpt.config import ModelConfig, SequencesConfig, TrainConfig, VocabularyConfig
 from minigpt.data import tokenizer as tokenizers
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.network import MiniGPT
@@ -28,6 +29,14 @@ WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer"
 CONFIG = "config.json"
 OLD_WEIGHTS = "minigpt.keras"  # of format 1
+
+FILES = {WEIGHTS, *(f"{TOKENIZER}/{name}" for name in (tokenizers.SETTINGS, tokenizers.VOCABULARY))}
+SECTIONS: dict[str, type[Section]] = {
+    "vocabulary": VocabularyConfig,
+    "sequences": SequencesConfig,
+    "model": ModelConfig,
+    "train": TrainConfig,
+}
 
 
 class OlderFormat(InputError):  # noqa: N818 - named after what the directory has
@@ -62,15 +71,16 @@ def save(
         tokenizer: The tokenizer it was trained with.
         sections: Plain values of the sections vocabulary, sequences and train.
     """
+    weights = {name: ops.convert_to_numpy(weight) for name, weight in _named(network).items()}
     with files.replacing(path) as beside:
         beside.mkdir()
         # Without metadata: safetensors writes several keys in a different order each time.
-        save_file(_weights(network), beside / WEIGHTS)
+        save_file(weights, beside / WEIGHTS)
         tokenizer.save(beside / TOKENIZER)
         content = {
             "format": FORMAT,
             "config": {**sections, "model": network.config.model_dump(mode="json")},
-            "sha256": {name: files.sha256(beside / name) for name in _names(beside)},
+            "sha256": {name: files.sha256(beside / name) for name in sorted(FILES)},
         }
         files.write_json(beside / CONFIG, content)
 
@@ -88,16 +98,21 @@ def load(path: Path) -> ModelDirectory:
             raise _broken(path, f"{name} is missing")
         if files.sha256(path / name) != expected:
             raise _broken(path, f"{name} was altered: its sha256 differs from that in {CONFIG}")
-    config = validate(ModelConfig, content["config"]["model"], f"{path / CONFIG}: model")
+    sections = {
+        name: validate(section, content["config"][name], name, str(path / CONFIG)).model_dump()
+        for name, section in SECTIONS.items()
+    }
+    config = ModelConfig(**sections["model"])
     tokenizer = tokenizers.load(path / TOKENIZER)
-    if config.dtype_policy == "auto" or config.vocabulary_size < len(tokenizer):
+    if config.dtype_policy == "auto":
+        raise _broken(path, f"model.dtype_policy in {CONFIG} is auto: a network has one of its own")
+    if config.vocabulary_size < len(tokenizer):
         raise _broken(
             path,
-            f"its model has vocabulary_size {config.vocabulary_size} and dtype_policy "
-            f"{config.dtype_policy}, its tokenizer {len(tokenizer)} entries",
+            f"its tokenizer has {len(tokenizer)} entries, but model.vocabulary_size in {CONFIG} is "
+            f"{config.vocabulary_size}",
         )
-    network = _network(path, config)
-    return ModelDirectory(network, tokenizer, content["config"], digest(path))
+    return ModelDirectory(_network(path, config), tokenizer, sections, digest(path))
 
 
 def digest(path: Path) -> str:
@@ -110,7 +125,7 @@ def export(path: Path, file: Path) -> None:
 
     Args:
         path: A model directory.
-        file: Ends in .keras.
+        file: Ends in .keras; replaced if it exists.
 
     Raises:
         InputError: As for `load`, or the file's name ends in something else.
@@ -118,41 +133,38 @@ def export(path: Path, file: Path) -> None:
     if file.suffix != ".keras":
         raise InputError(f"{file}: Keras expects a file whose name ends in .keras")
     network = load(path).network
-    with files.replacing(file) as beside:
-        with_suffix = beside.with_name(f"{beside.name}.keras")  # Keras insists on it
-        network.save(with_suffix)
-        with_suffix.replace(beside)
+    with (
+        files.replacing(file) as beside,
+        tempfile.TemporaryDirectory(dir=file.parent, suffix=".tmp") as folder,
+    ):
+        written = Path(folder, "model.keras")  # Keras insists on the suffix
+        network.save(written)
+        written.replace(beside)
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """Returns config.json, its outline checked."""
+    """Returns config.json with its outline checked."""
     if (path / OLD_WEIGHTS).is_file():
         raise OlderFormat(f"{path} has the older format 1; this code reads format {FORMAT}")
     try:
         content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise _broken(path, f"{CONFIG} is missing") from None
     except (ValueError, RecursionError) as error:
         raise _broken(path, f"{CONFIG} is not JSON: {error}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if isinstance(found, int) and found != FORMAT:
+    given = content if isinstance(content, dict) else {}
+    found = given.get("format")
+    if type(found) is int and found != FORMAT:
         raise OlderFormat(f"{path} has format {found}; this code reads format {FORMAT}")
-    if not _has_outline(content):
-        raise _broken(path, f"{CONFIG} lacks format, config (with model and vocabulary) or sha256")
-    return dict(content)
+    keys = {"config": set(SECTIONS), "sha256": FILES}
+    if found != FORMAT or any(not _has_keys(given.get(key), keys[key]) for key in keys):
+        wanted = "; ".join(f"{key} with {', '.join(sorted(keys[key]))}" for key in keys)
+        raise _broken(path, f"{CONFIG} must hold format {FORMAT}; {wanted}")
+    return given
 
 
-def _has_outline(content: Any) -> bool:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return False
-    config, digests = content.get("config"), content.get("sha256")
-    if not isinstance(config, dict) or not isinstance(digests, dict):
-        return False
-    return isinstance(config.get("model"), dict) and set(digests) == {
-        WEIGHTS,
-        f"{TOKENIZER}/{tokenizers.SETTINGS}",
-        f"{TOKENIZER}/{tokenizers.VOCABULARY}",
-    }
+def _has_keys(value: Any, keys: set[str]) -> bool:
+    return isinstance(value, dict) and set(value) == keys
 
 
 def _network(path: Path, config: ModelConfig) -> MiniGPT:
@@ -160,39 +172,35 @@ def _network(path: Path, config: ModelConfig) -> MiniGPT:
 
     The sizes are compared before any memory is taken: a small file may describe a large network.
     """
-    size = (path / WEIGHTS).stat().st_size
-    heads, wide = config.num_heads * config.key_dim, config.feed_forward_dim
+    heads, inner = config.num_heads * config.key_dim, config.feed_forward_dim
     rows = config.vocabulary_size + config.context_length
-    rows += config.num_blocks * (4 * heads + 2 * wide)
-    if 4 * rows * config.embed_dim > size:
+    rows += config.num_blocks * (4 * heads + 2 * inner)
+    if 4 * rows * config.embed_dim > (path / WEIGHTS).stat().st_size:
         raise _broken(path, f"{CONFIG} describes more weights than {WEIGHTS} holds")
     network = MiniGPT(config, name="minigpt")
-    expected = {weight.path: weight for weight in network.weights if weight.trainable}
+    expected = _named(network)
     try:
         with safe_open(path / WEIGHTS, "np") as stored:
-            if set(stored.keys()) != set(expected):
-                differing = sorted(set(stored.keys()) ^ set(expected))
-                raise _broken(path, f"{WEIGHTS} has other weights than described: {differing[:5]}")
+            if differing := sorted(set(stored.keys()) ^ set(expected)):
+                names = ", ".join(differing[:3])[:200]
+                raise _broken(path, f"{WEIGHTS} lacks weights or has more than described: {names}")
             for name, weight in expected.items():
-                array = stored.get_tensor(name)
-                if (array.shape, array.dtype) != (tuple(weight.shape), np.float32):
-                    raise _broken(path, f"{WEIGHTS}: {name} is {array.dtype} of {array.shape}")
-                if not np.isfinite(array).all():
+                tensor, shape = stored.get_slice(name), list(weight.shape)
+                found = tensor.get_dtype(), tensor.get_shape()
+                if found != ("F32", shape):
+                    raise _broken(path, f"{WEIGHTS}: {name} is {found}, not {('F32', shape)}")
+                values = stored.get_tensor(name)
+                if not np.isfinite(values).all():
                     raise _broken(path, f"{WEIGHTS}: {name} holds values that are not finite")
-                weight.assign(array)
+                weight.assign(values)
     except SafetensorError as error:
         raise _broken(path, f"{WEIGHTS} can't be read: {error}") from None
     return network
 
 
-def _weights(network: MiniGPT) -> dict[str, Any]:
-    trained = [weight for weight in network.weights if weight.trainable]
-    return {weight.path: ops.convert_to_numpy(weight) for weight in trained}
-
-
-def _names(folder: Path) -> list[str]:
-    found = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    return sorted(found)
+def _named(network: MiniGPT) -> dict[str, Any]:
+    """Returns the weights by their names, which do not depend on the name of the network."""
+    return {weight.path.removeprefix(f"{network.name}/"): weight for weight in network.weights}
 
 
 def _broken(path: Path, reason: str) -> InputError:

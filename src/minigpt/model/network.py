@@ -73,9 +73,8 @@ class Linear(layers.Layer):
         matrix = ops.reshape(self.kernel, (-1, math.prod(self.bias.shape)))
         return ops.cast(matrix, self.compute_dtype)
 
-    def call(self, x: Any, matrix: Any = None) -> Any:
-        """Returns (N, outputs) for (N, inputs); takes the matrix as prepared, if it is given."""
-        matrix = self.matrix if matrix is None else matrix
+    def call(self, x: Any, matrix: Any) -> Any:
+        """Returns (N, outputs) for (N, inputs) and the kernel's matrix."""
         return ops.matmul(x, matrix) + ops.reshape(self.bias, (-1,))
 
 
@@ -134,26 +133,27 @@ class Block(layers.Layer):
         Returns:
             (B * T, C), and the keys and values that were attended to.
         """
-        ready = matrices or {}
-        shape = (-1, mask.shape[-2], self.config.num_heads, self.config.key_dim)
-        query, keys, values = (
-            ops.swapaxes(ops.reshape(layer(x, ready.get(layer.name)), shape), 1, 2)
-            for layer in (self.query, self.key, self.value)
-        )  # (B, H, T, D)
-        if cache is not None:
-            keys, values = (_put(kept, column, x) for kept, x in zip(cache, (keys, values)))
+        matrices = matrices or self.matrices()
+        length, heads, width = mask.shape[-2], self.config.num_heads, self.config.key_dim
 
-        def attended(query: Any, keys: Any, values: Any) -> Any:
+        def project(layer: Linear) -> Any:
+            projected = layer(x, matrices[layer.name])  # (B * T, H * D)
+            return ops.swapaxes(ops.reshape(projected, (-1, length, heads, width)), 1, 2)
+
+        def attended(query: Any, keys: Any, values: Any, matrix: Any) -> Any:
             x = ops.swapaxes(attend(query, keys, values, mask), 1, 2)  # (B, T, H, D)
-            x = ops.reshape(x, (-1, shape[2] * shape[3]))
-            return self.attention_output(x, ready.get("attention_output"))  # (B * T, C)
+            return self.attention_output(ops.reshape(x, (-1, heads * width)), matrix)
 
+        query, keys, values = map(project, (self.query, self.key, self.value))  # (B, H, T, D)
+        if cache is not None:  # (B, H, K, D)
+            keys, values = _put(cache[0], column, keys), _put(cache[1], column, values)
         once = _recomputed if training else lambda function: function
-        added = self.attention_dropout(once(attended)(query, keys, values), training=training)
-        x = once(self.attention_norm)(x + added)
-        added = self.contract(ops.relu(self.expand(x, ready.get("expand"))), ready.get("contract"))
-        added = self.feed_forward_dropout(added, training=training)
-        return once(self.feed_forward_norm)(x + added), (keys, values)
+        more = once(attended)(query, keys, values, matrices["attention_output"])  # (B * T, C)
+        x = once(self.attention_norm)(x + self.attention_dropout(more, training=training))
+        more = ops.relu(self.expand(x, matrices["expand"]))
+        more = self.contract(more, matrices["contract"])  # (B * T, C)
+        more = self.feed_forward_dropout(more, training=training)
+        return once(self.feed_forward_norm)(x + more), (keys, values)
 
 
 @keras.saving.register_keras_serializable("minigpt")
@@ -163,19 +163,22 @@ class MiniGPT(keras.Model):
     Args:
         config: The sizes, with a vocabulary_size of at least 1, and the dtype policy, which is not
             "auto".
+        name: The model's name.
     """
 
-    def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
-        super().__init__(dtype=config.dtype_policy, **kwargs)
+    def __init__(self, config: ModelConfig, name: str = "minigpt") -> None:
+        super().__init__(name=name, dtype=config.dtype_policy)
         self.config, policy = config, self.dtype_policy
         words, width = config.vocabulary_size, config.embed_dim
         # In float32 under every policy: mixed precision would cast a whole table whenever a few of
         # its rows are taken, and add up the gradients of a frequent word in bfloat16.
-        embedding = {"output_dim": width, "dtype": "float32"}
-        self.token_embedding = layers.Embedding(words, **embedding, name="token_embedding")
+        table = {"output_dim": width, "dtype": "float32"}
+        self.token_embedding = layers.Embedding(words, **table, name="token_embedding")
         self.position_embedding = layers.Embedding(
-            config.context_length, **embedding, name="position_embedding"
+            config.context_length, **table, name="position_embedding"
         )
+        self.token_embedding.build()
+        self.position_embedding.build()
         self.blocks = [
             Block(config, dtype=policy, name=f"block_{number}")
             for number in range(config.num_blocks)
@@ -183,8 +186,6 @@ class MiniGPT(keras.Model):
         if not config.tied_embeddings:
             self.head_kernel = self.add_weight((width, words), "glorot_uniform", name="head_kernel")
         self.head_bias = self.add_weight((words,), "zeros", name="head_bias")
-        self.token_embedding.build((None, config.context_length))
-        self.position_embedding.build((config.context_length,))
         self.built = True
 
     @property
@@ -215,12 +216,10 @@ class MiniGPT(keras.Model):
     ) -> tuple[Any, list[Cache]]:
         """Runs the blocks over whole sequences, or over one more token of each.
 
-        Sequences may be aligned on the right: that of row b begins in column `padding[b]`, at
-        position 0.
-
         Args:
             tokens: int32 (B, T); T = 1 with a cache.
-            padding: int32 (B,), the columns before each sequence; None: all begin in column 0.
+            padding: int32 (B,), the columns before each sequence, which is at position 0 after
+                them; None: every sequence begins in column 0.
             cache: The keys and values of each block for the columns before `column`, with room for
                 this one; None: the sequences begin here.
             column: The column of the first token.
@@ -237,12 +236,12 @@ class MiniGPT(keras.Model):
             positions = ops.maximum(columns - padding[:, None], 0)  # (B, T)
             mask = mask & (seen >= padding[:, None, None])[:, None]  # (B, 1, T, K)
         x = ops.reshape(self.embed(tokens, positions), (-1, self.config.embed_dim))  # (B * T, C)
-        caches = []
+        read = []
         for number, block in enumerate(self.blocks):
             given = {"cache": cache and cache[number], "matrices": matrices and matrices[number]}
             x, kept = block(x, mask, column=column, training=training, **given)
-            caches.append(kept)
-        return ops.reshape(x, (-1, tokens.shape[1], self.config.embed_dim)), caches
+            read.append(kept)
+        return ops.reshape(x, (-1, tokens.shape[1], self.config.embed_dim)), read
 
     def embed(self, tokens: Any, positions: Any) -> Any:
         """Returns the sum of the embeddings of tokens and of their positions."""
@@ -256,36 +255,28 @@ class MiniGPT(keras.Model):
         return ops.cast(logits, "float32") + ops.cast(bias, "float32")
 
     def get_config(self) -> dict[str, Any]:
-        """Returns what `from_config` makes this model from."""
+        """Returns the arguments of `from_config`."""
         return {"name": self.name, "config": self.config.model_dump(mode="json")}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MiniGPT":
-        """Makes a model, with new weights."""
-        return cls(ModelConfig(**config["config"]), name=config["name"])
-
-
-def _turned(x: Any) -> Any:
-    """Swaps the second and the third axis of four."""
-    _, a, b, width = x.shape
-    if a == 1 or b == 1:  # the order in memory stays
-        return ops.reshape(x, (-1, b, a, width))
-    return ops.swapaxes(x, 1, 2)
+        """Makes a model with new weights."""
+        return cls(ModelConfig.model_validate(config["config"]), config["name"])
 
 
 def _put(cache: Any, column: Any, new: Any) -> Any:
     """Replaces one column of a cache (B, H, K, D) by keys or values (B, H, 1, D)."""
     batch, heads, columns, width = cache.shape
     rows = ops.arange(batch * heads, dtype="int32")[:, None] * columns + column
-    flat, new = (ops.reshape(x, (-1, width)) for x in (cache, new))
+    flat, new = ops.reshape(cache, (-1, width)), ops.reshape(new, (-1, width))
     return ops.reshape(ops.scatter_update(flat, rows, new), cache.shape)
 
 
 def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Computes a cheap function again in the backward pass instead of keeping what it computes.
+    """Returns a function that the backward pass computes again, to save memory.
 
-    Gradient checkpointing (Chen et al., 2016, https://arxiv.org/abs/1604.06174) of functions
-    without dropout, which would draw again. Each call makes a function of its own, because JAX
-    caches by function what it has traced.
+    Gradient checkpointing (Chen et al., 2016, https://arxiv.org/abs/1604.06174), for cheap
+    functions without dropout, which would draw other numbers. The function is new each time: JAX
+    keeps what it has traced of one, and that does not outlive the trace.
     """
     return keras.remat(lambda *args: function(*args))

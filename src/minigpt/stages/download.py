@@ -1,7 +1,7 @@
 """Fetches the corpus: corpus.url -> data/reviews.parquet."""
 
 import logging
-from pathlib import Path
+import os
 
 from minigpt import config
 from minigpt.common import paths, progress
@@ -14,11 +14,14 @@ def run() -> None:
     """Downloads the archive, or reads files of the user's own, into one table of reviews."""
     settings = config.load(paths.RESOLVED).corpus
     if settings.format == "archive":
-        bar = progress.bar(f"download {settings.url}", "B", scale=True)
-        path = download.fetch(settings.url, settings.sha256, paths.DOWNLOADS, bar)
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole addresses
+        signed = os.environ.get(download.SIGNED_URL)
+        url, key = (signed, download.SIGNED_URL) if signed else (settings.url, "corpus.url")
+        bar = progress.bar(f"download {download.shown(url)}", "B", scale=True)
+        path = download.fetch(url, settings.sha256, paths.DOWNLOADS, bar, key=key)
         log.info("reading %s", path)
         reviews = archive.read(path, settings, paths.REVIEWS.parent)
     else:
-        reviews = own_files.read(Path(settings.url), settings)
+        reviews = own_files.read(download.local_path(settings.url), settings)
     count = corpus.write_reviews(reviews, paths.REVIEWS)
     log.info("%s reviews in %s", f"{count:,}", paths.REVIEWS)

@@ -13,6 +13,7 @@ from minigpt.common import files, paths, progress
 from minigpt.data import corpus
 from minigpt.data.tokenizer import UNKNOWN, Tokenizer
 from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
+from minigpt.evaluation.samples import Sample
 from minigpt.generation.decoding import Generator
 from minigpt.generation.prompts import known
 from minigpt.model import directory
@@ -39,12 +40,10 @@ def run() -> None:
     )
     generator = Generator(trained.network, trained.tokenizer)
     bar = progress.bar("evaluate: texts", "texts")
-    prompts, written = samples.write(generator, asked, settings.evaluate, bar)
-    texts = [np.concatenate(pair) for pair in zip(prompts, written, strict=True)]
-    copies = copying.longest_copies(texts, *train, UNKNOWN)
+    written = samples.write(generator, asked, settings.evaluate, train, bar)
     numbers = {
         **figures,
-        "samples": samples.count(written, copies),
+        "samples": samples.count(written),
         "held_out": _measured_on(read, learned, held),
         "model": trained.sha256,
     }
@@ -57,10 +56,12 @@ def run() -> None:
     with files.replacing(paths.FIGURES) as beside:
         beside.mkdir()
         charts.draw_all(beside, losses, by_position, by_band)
-    files.write_json_lines(
-        paths.EVALUATION_SAMPLES, _rows(trained.tokenizer, asked, learned, texts, copies)
-    )
-    page = _page(trained.tokenizer, numbers, settings, read, learned, train, texts, copies)
+    rows = _rows(trained.tokenizer, learned, written)
+    files.write_json_lines(paths.EVALUATION_SAMPLES, rows)
+
+    page = pages.losses(numbers, settings.evaluate.ngram_order) if read else ""
+    page += pages.samples(numbers["samples"])
+    page += _copied(trained.tokenizer, learned, train, read, written)
     files.write_text(paths.EVALUATION_TEXT, page)
     for line in page.splitlines():
         log.info("%s", line)
@@ -115,52 +116,42 @@ def _measured_on(
     }
 
 
-def _rows(
-    tokenizer: Tokenizer,
-    prompts: list[str],
-    learned: pa.Table,
-    texts: list[np.ndarray],
-    copies: list[copying.Copy],
-) -> Rows:
+def _rows(tokenizer: Tokenizer, learned: pa.Table, written: list[Sample]) -> Rows:
     return [
         {
-            "prompt": prompts[i % len(prompts)],
-            "text": tokenizer.detokenise(text),
-            "copied_run": copy.words,
-            "copied_from": learned["id"][copy.review].as_py() if copy.words else "",
+            "prompt": sample.prompt,
+            "text": tokenizer.detokenise(sample.ids),
+            "copied_run": sample.copy.words,
+            "copied_from": learned["id"][sample.copy.review].as_py() if sample.copy.words else "",
         }
-        for i, (text, copy) in enumerate(zip(texts, copies, strict=True))
+        for sample in written
     ]
 
 
-def _page(
+def _copied(
     tokenizer: Tokenizer,
-    numbers: dict[str, Any],
-    settings: config.Config,
-    read: held_out.HeldOut | None,
     learned: pa.Table,
     train: Encoded,
-    texts: list[np.ndarray],
-    copies: list[copying.Copy],
+    read: held_out.HeldOut | None,
+    written: list[Sample],
 ) -> str:
-    page = pages.losses(numbers, settings.evaluate.ngram_order) if read else ""
-    page += pages.samples(numbers["samples"])
-    page += "Longest run of words that stands in a training review too\n"
-    page += pages.runs("texts of the model", [copy.words for copy in copies])
+    """The part of the page on copied runs."""
+    page = "Longest run of words that stands in a training review too\n"
+    page += pages.runs("texts of the model", [sample.copy.words for sample in written])
     if read:  # how much people share without copying
-        size = len(texts[0])
-        cut = [read.ids[a : min(a + size, b)] for a, b in pairwise(read.offsets)][: len(texts)]
+        size = len(written[0].ids)
+        cut = [read.ids[a : min(a + size, b)] for a, b in pairwise(read.offsets)][: len(written)]
         others = copying.longest_copies(cut, *train, UNKNOWN)
         name = "held-out reviews, cut to the same length"
         page += pages.runs(name, [copy.words for copy in others])
-    worst, text = max(zip(copies, texts, strict=True), key=lambda pair: pair[0].words)
-    if worst.words:
-        review = learned.slice(worst.review, 1)
+    longest = max(written, key=lambda sample: sample.copy.words)
+    copy = longest.copy
+    if copy.words:
+        review = learned.slice(copy.review, 1)
         source = tokenizer.split(review["text"])[0].as_py()
-        page += (
-            "\nThe longest, in a text of the model:\n"
-            f"{pages.marked(tokenizer.decode(text), worst.start, worst.words)}\n"
-            f"and in the training review {review['id'][0]}:\n"
-            f"{pages.marked(source, worst.place, worst.words)}\n"
+        page += pages.copied(
+            pages.Passage(tokenizer.decode(longest.ids), copy.start, copy.words),
+            pages.Passage(source, copy.place, copy.words),
+            review["id"][0].as_py(),
         )
     return page

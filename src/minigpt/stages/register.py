@@ -23,11 +23,11 @@ def run() -> None:
     settings = config.load(paths.RESOLVED)
     evaluation = _json(paths.EVALUATION)
     trained = directory.load(paths.MODEL)
-    if evaluation["model"] != trained.sha256:
-        raise InputError(
-            f"{paths.EVALUATION} describes another model than {paths.MODEL}: run `dvc repro "
-            "evaluate`"
-        )
+    for path, stage in ((paths.EVALUATION, "evaluate"), (paths.RUN, "train")):
+        if _json(path)["model"] != trained.sha256:
+            raise InputError(
+                f"{path} describes another model than {paths.MODEL}: run `dvc repro {stage}`"
+            )
     limits, figures = settings.gate.model_dump(mode="json"), gate.figures(evaluation)
     mirror = Mirror(Path.cwd(), settings, strict=True)
     mirror.send()
@@ -41,19 +41,24 @@ def run() -> None:
         registered = registry.register(
             mirror,
             paths.MODEL,
+            evaluated=evaluation["model"],
             name=settings.tracking.model_name,
             alias=settings.tracking.alias,
             prompts=[files.read_json_lines(paths.SAMPLES)[0]["prompt"]],
             tags={**figures, registry.MEASURED_ON: measured_on},
-            description=lambda version: _card(settings, mirror, version, evaluation),
+            description=lambda version: _card(mirror, version, evaluation),
         )
         log.info("registered %s as @%s", registered["uri"], registered["alias"])
-        challenger = {"version": registered["version"], "measured_on": measured_on, **figures}
-        name, fraction = registered["name"], settings.sequences.validation_fraction
+        fraction = trained.config["sequences"]["validation_fraction"]
         outcome = registry.challenge(
-            mirror.uri, name, challenger, limits, lambda model: _measure(model, fraction)
+            mirror.uri,
+            registered["name"],
+            {"version": registered["version"], "measured_on": measured_on, **figures},
+            limits,
+            lambda model: _measure(model, fraction, evaluation["held_out"]["digest"]),
+            promotes=gate.promotes(getattr(settings.gate, "promote", "workspace"), Path.cwd()),
         )
-    description = _card(settings, mirror, registered["version"], evaluation)
+    description = _card(mirror, registered["version"], evaluation)
     files.write_text(paths.MODEL_CARD, description)
     files.write_json(paths.REGISTERED, registered)
     files.write_json(paths.GATE, {**outcome, "model": trained.sha256})
@@ -80,11 +85,9 @@ def _refused(
     }
 
 
-def _card(
-    settings: config.Config, mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]
-) -> str:
+def _card(mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]) -> str:
     return card.model_card(
-        settings,
+        mirror.made_with(),
         version=version,
         run=_json(paths.RUN),
         evaluation=evaluation,
@@ -92,14 +95,22 @@ def _card(
     )
 
 
-def _measure(model: directory.ModelDirectory, validation_fraction: float) -> dict[str, float]:
-    """The figures of another model on the reviews that are held out here."""
+def _measure(
+    model: directory.ModelDirectory, validation_fraction: float, digest: str
+) -> dict[str, float]:
+    """The figures of another model on the reviews that were held out from this one."""
     reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
     mask = corpus.is_validation(reviews["id"], validation_fraction)
+    held = reviews.filter(mask)
+    if held_out.digest(held) != digest:
+        raise InputError(
+            f"{paths.EVALUATION} was measured on other reviews than {paths.REVIEWS} holds: run "
+            "`dvc repro evaluate`"
+        )
     return held_out.measure(
         model.network,
         model.tokenizer,
-        reviews["text"].filter(mask),
+        held["text"],
         baselines.byte_unigram(held_out.plain(reviews["text"].filter(~mask))),
         progress=progress.bar("the champion on these reviews", "windows"),
     )

@@ -1,30 +1,26 @@
 """The alias @champion of a registered model: who moved it, when and why.
 
-The history is kept in MLflow, where every machine sees it: one tag of the registered model for each
-move, under a key of its own, so that no entry can overwrite another.
-
-An alias is one version at any time, so two moves at once leave one champion. On a sqlite file a
-lock makes one follow the other. A server offers no way to compare and set: the later write wins,
-both moves have their entry, and whoever finds another champion after their own write is told so.
+A move is decided, made and recorded under a lock where the store is a sqlite file. A server has no
+lock, and no way to compare and set: whoever writes there reads again before and after the alias is
+moved, and withdraws if somebody else came in between.
 """
 
-import getpass
-import json
-import os
-import uuid
-from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
+from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
-from minigpt.tracking.store import lock, open_store
+from minigpt.tracking import history
+from minigpt.tracking.store import FAILURES, lock, open_store, reason_of, sqlite_path
 
 ALIAS = "champion"
-ENTRY = "minigpt.champion."
 LONGEST_REASON = 1000  # characters; MLflow's column for the whole entry has 5000
+UNDER_WAY_S = 3  # how long another move on a server may take from its entry to the alias
 
 
 class State(NamedTuple):
@@ -43,16 +39,28 @@ class State(NamedTuple):
     def before_the_gate(self, version: str) -> str | None:
         """Returns the champion that a version was compared with, if the gate's record is lost.
 
-        A registration that was interrupted may have made the version the champion since, with or
-        without the entry of that move.
+        A registration that was interrupted may have made the version the champion since.
         """
-        if self.version != version:
-            return self.version
         last = self.history[-1] if self.history else {}
-        if last.get("version") == version:
-            return last["from"] if last["how"] == "gate" else version
-        line = _line(self.history)
-        return line[-1] if line else None
+        decided = (last.get("version"), last.get("how")) == (version, "gate")
+        return last["from"] if decided and self.version == version else self.version
+
+
+class _Now(NamedTuple):
+    """What a store says: the champion, and all entries of the history."""
+
+    version: str | None
+    chain: Sequence[history.Entry]
+
+    @property
+    def unfinished(self) -> history.Entry | None:
+        """The last entry, if its move was made and is not settled."""
+        last = self.chain[-1] if self.chain else None
+        return last if last and not last.settled and last.version == self.version else None
+
+
+class _CrossedError(Exception):
+    """Another move came in between, and nothing was changed."""
 
 
 def state(uri: str, name: str) -> State:
@@ -62,25 +70,15 @@ def state(uri: str, name: str) -> State:
         InputError: MLflow has no such registered model, or can't be used.
     """
     with open_store(uri) as client:
-        try:
-            model = client.get_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            known = ", ".join(found.name for found in client.search_registered_models()) or "none"
-            raise InputError(
-                f"MLflow at {redact(uri)} has no registered model {name!r}; there are: {known}"
-            ) from None
-    keys = sorted(key for key in model.tags if key.startswith(ENTRY))
-    version = model.aliases.get(ALIAS)
-    return State(version and str(version), [json.loads(model.tags[key]) for key in keys])
+        now = _read(client, uri, name)
+    moves = history.made(now.chain, now.version)
+    return State(now.version, [entry.shown() for entry in moves])
 
 
 def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: str | None) -> bool:
     """Makes a version the champion if the champion is still the expected one.
 
-    If the version is the champion already, it only adds the entry that an interrupted move left
-    out.
+    If the version is the champion already, it only settles an interrupted move.
 
     Args:
         uri: The address of the store.
@@ -97,34 +95,18 @@ def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: 
         InputError: The reason is empty or too long, MLflow can't be used, or another move came in
             between on a server.
     """
-    reason = " ".join(reason.split())
-    if not 0 < len(reason) <= LONGEST_REASON:
-        raise InputError(
-            f"the reason has {len(reason)} characters: 1 to {LONGEST_REASON} are allowed; say why"
-        )
-    with lock(uri), open_store(uri) as client:
-        before, entries = state(uri, name)
-        if before != expected:
+    reason = _checked(reason)
+    with _alone(uri) as client:
+        now = _at_rest(client, uri, name)
+        if now.version != expected:
             return False
-        if before == version:
-            line = _line(entries)
-            if line and line[-1] == version:
-                return True
-            before = line[-1] if line else None
-        else:
-            client.set_registered_model_alias(name, ALIAS, version)
-        # After the alias: a rollback must not lead to a version that never was the champion.
-        time = datetime.now(UTC).isoformat(timespec="microseconds")
-        entry = {"time": time, "version": version, "from": before, "how": how, "who": _user()}
-        key = f"{ENTRY}{time.removesuffix('+00:00')}.{uuid.uuid4().hex[:8]}"
-        text = json.dumps({**entry, "reason": reason}, ensure_ascii=False)
-        client.set_registered_model_tag(name, key, text)
-        after = state(uri, name).version
-    if after != version:
-        raise InputError(
-            f"version {version} was the champion only for a moment: version {after} was promoted "
-            "at the same time; see `minigpt history`"
-        )
+        if version != now.version:
+            try:
+                _make(client, uri, name, now, version, how, reason)
+            except _CrossedError:
+                return False
+        elif last := now.unfinished:
+            _settle(client, name, last)
     return True
 
 
@@ -137,21 +119,27 @@ def promote(uri: str, name: str, version: str, *, reason: str) -> str | None:
     Raises:
         InputError: There is no such version, it is the champion already, or `move` fails.
     """
-    before, known = state(uri, name).version, _versions(uri, name)
-    if version not in known:
-        there = ", ".join(sorted(known, key=int)) or "none"
-        raise InputError(f"{name} has no version {version}; there are: {there}")
-    if version == before:
-        raise InputError(f"version {version} of {name} is the champion already")
-    _move_by_hand(uri, name, version, how="promote", reason=reason, expected=before)
-    return before
+    reason = _checked(reason)
+    with _alone(uri) as client:
+        now, known = _at_rest(client, uri, name), _versions(client, name)
+        if version not in known:
+            there = ", ".join(sorted(known, key=int)) or "none"
+            raise InputError(f"{name} has no version {version}; there are: {there}")
+        last = now.unfinished
+        if last and (last.how, last.version) == ("promote", version):
+            _settle(client, name, last)
+            return last.before
+        if version == now.version:
+            raise InputError(f"version {version} of {name} is the champion already")
+        _make_by_hand(client, uri, name, now, version, "promote", reason)
+    return now.version
 
 
 def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
     """Makes the previous champion the champion again.
 
     A second rollback goes one champion further back, not forth again. Versions that were deleted
-    since are skipped.
+    since are skipped. A rollback that was interrupted is finished, and goes no further.
 
     Returns:
         The new champion, and the one before.
@@ -159,44 +147,118 @@ def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
     Raises:
         InputError: The history has no previous champion, or `move` fails.
     """
-    before, history = state(uri, name)
-    there = _versions(uri, name) - {before}
-    earlier = [version for version in _line(history) if version in there]
-    if not earlier:
-        now = f"version {before}" if before else "none"
-        raise InputError(f"{name} has no champion to go back to (now: {now}); `minigpt history`")
-    _move_by_hand(uri, name, earlier[-1], how="rollback", reason=reason, expected=before)
-    return earlier[-1], before
+    reason = _checked(reason)
+    with _alone(uri) as client:
+        now = _at_rest(client, uri, name)
+        last = now.unfinished
+        if last and last.how == "rollback":
+            _settle(client, name, last)
+            return last.version, last.before
+        there = _versions(client, name) - {now.version}
+        line = history.line(now.chain, now.version)
+        earlier = [version for version in line if version in there]
+        if not earlier:
+            is_now = f"version {now.version}" if now.version else "none"
+            raise InputError(
+                f"{name} has no champion to go back to (now: {is_now}); `minigpt history`"
+            )
+        _make_by_hand(client, uri, name, now, earlier[-1], "rollback", reason)
+    return earlier[-1], now.version
 
 
-def _move_by_hand(uri: str, name: str, version: str, **how: Any) -> None:
-    if not move(uri, name, version, **how):
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[MlflowClient]:
+    # To open a store takes longer than to move an alias, so the lock comes second.
+    with open_store(uri) as client, lock(uri):
+        yield client
+
+
+def _read(client: MlflowClient, uri: str, name: str) -> _Now:
+    try:
+        model = client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        known = ", ".join(found.name for found in client.search_registered_models()) or "none"
+        raise InputError(
+            f"MLflow at {redact(uri)} has no registered model {name!r}; there are: {known}"
+        ) from None
+    version = model.aliases.get(ALIAS)
+    version = version and str(version)
+    return _Now(version, history.read(model.tags, version))
+
+
+def _at_rest(client: MlflowClient, uri: str, name: str) -> _Now:
+    """Reads the store when no move is under way.
+
+    Under the lock none is: an entry that is not settled is of a process that ended.
+    """
+    now, end = _read(client, uri, name), time.monotonic() + UNDER_WAY_S
+    while (
+        not sqlite_path(uri)
+        and now.chain
+        and not now.chain[-1].settled
+        and now.chain[-1].version != now.version
+        and time.monotonic() < end
+    ):
+        time.sleep(0.2)
+        now = _read(client, uri, name)
+    return now
+
+
+def _make_by_hand(client: MlflowClient, uri: str, name: str, now: _Now, *move: str) -> None:
+    try:
+        _make(client, uri, name, now, *move)
+    except _CrossedError:
         raise InputError(
             f"the champion of {name} was moved at the same time, to version "
-            f"{state(uri, name).version}; see `minigpt history`, then decide again"
-        )
+            f"{_read(client, uri, name).version}; see `minigpt history`, then decide again"
+        ) from None
 
 
-def _versions(uri: str, name: str) -> set[str]:
-    with open_store(uri) as client:
-        return {str(found.version) for found in client.search_model_versions(f"name = '{name}'")}
-
-
-def _line(entries: Sequence[dict[str, str | None]]) -> list[str]:
-    """Returns the champions in order, without those that a rollback took back."""
-    line: list[str] = []
-    for entry in entries:
-        if entry["from"] and line[-1:] != [entry["from"]]:
-            line.append(entry["from"])  # the alias was moved by other means
-        while entry["how"] == "rollback" and line and line[-1] != entry["version"]:
-            line.pop()
-        if line[-1:] != [entry["version"]]:
-            line.append(str(entry["version"]))
-    return line
-
-
-def _user() -> str:
+def _make(
+    client: MlflowClient, uri: str, name: str, now: _Now, version: str, how: str, reason: str
+) -> None:
+    """Moves the alias: first the entry, then the alias, then the entry again, as settled."""
+    if now.unfinished:
+        _settle(client, name, now.unfinished)
+    entry = history.new(version, now.version, how, reason, now.chain)
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return str(os.getuid())
+        client.set_registered_model_tag(name, entry.key, entry.text())
+        again = _read(client, uri, name)
+        others = {other.key for other in again.chain} - {other.key for other in now.chain}
+        if again.version != now.version or others != {entry.key}:
+            client.delete_registered_model_tag(name, entry.key)
+            raise _CrossedError
+        client.set_registered_model_alias(name, ALIAS, version)
+        after = _read(client, uri, name).version
+    except FAILURES as error:
+        raise InputError(
+            f"MLflow at {redact(uri)} failed while version {version} was made the champion: "
+            f"{reason_of(uri, error)}; the same command again makes the move or finishes it"
+        ) from error
+    if after != version:
+        raise InputError(
+            f"version {version} was the champion only for a moment: version {after} was promoted "
+            "at the same time; see `minigpt history`"
+        )
+    _settle(client, name, entry)
+
+
+def _settle(client: MlflowClient, name: str, entry: history.Entry) -> None:
+    """Records that a move was made. It was, so a failure is none of the move."""
+    with contextlib.suppress(*FAILURES):
+        client.set_registered_model_tag(name, entry.key, history.settled(entry).text())
+
+
+def _versions(client: MlflowClient, name: str) -> set[str]:
+    return {str(found.version) for found in client.search_model_versions(f"name = '{name}'")}
+
+
+def _checked(reason: str) -> str:
+    reason = " ".join(reason.split())
+    if not 0 < len(reason) <= LONGEST_REASON:
+        raise InputError(
+            f"the reason has {len(reason)} characters: 1 to {LONGEST_REASON} are allowed; say why"
+        )
+    return reason

@@ -23,6 +23,7 @@ from mlflow.entities import Metric
 from minigpt.common import files, paths
 from minigpt.common.redaction import redact
 from minigpt.config import Config
+from minigpt.tracking import origin
 
 DATASETS = {paths.REVIEWS.as_posix(): "reviews", paths.SEQUENCES.as_posix(): "sequences"}
 # Sections that decide nothing in the reports: changing them doesn't make another run.
@@ -47,6 +48,7 @@ class Contents:
 
     Attributes:
         identity: The tags by which the run is found.
+        origin: The configuration that the files were made with.
         finished: Whether the model is there.
         finished_ms: When the last epoch ended, in Unix milliseconds.
         parameters: By key.
@@ -58,6 +60,7 @@ class Contents:
     """
 
     identity: dict[str, str]
+    origin: origin.Origin
     finished: bool
     finished_ms: int
     parameters: dict[str, str]
@@ -81,17 +84,19 @@ def read(root: Path, config: Config) -> Contents | None:
     run = _json(root / paths.RUN)
     if not run:
         return None
-    plain, model = config.model_dump(mode="json"), run["model"]
-    decisive = {section: plain[section] for section in plain if section not in NEUTRAL}
-    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    model, stages = run["model"], _locked_stages(root / "dvc.lock")
+    made_with = origin.find(root, config, model, stages)
+    plain = made_with.config.model_dump(mode="json")
     settings = {f"run.{key}": value for key, value in run["settings"].items()}
-    digests = _lock_digests(root / "dvc.lock")
+    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    digests = {out["path"]: out["md5"] for out in outs if "md5" in out}
     tags = {f"dvc.lock:{path}": digest for path, digest in digests.items()}
     gate = _json(root / paths.GATE)
     if model and gate.get("model") == model:
         tags["minigpt.gate"] = _text(f"{gate['verdict']}: {gate['reason']}")
     return Contents(
-        identity={"minigpt.train_id": run["train_id"], "minigpt.config": digest},
+        identity={"minigpt.train_id": run["train_id"], "minigpt.config": _digest(plain)},
+        origin=made_with,
         finished=model is not None,
         finished_ms=max((timing["finished_ms"] for timing in run["epochs"]), default=0),
         parameters={key: _text(value) for key, value in (flatten(plain) | settings).items()},
@@ -101,6 +106,13 @@ def read(root: Path, config: Config) -> Contents | None:
         summaries=dict(_summaries(root, run)),
         artifacts=list(_artifacts(root, model)) if model else [],
     )
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    """Returns the digest of a configuration, without what a finished model has in another form."""
+    decisive = {section: plain[section] for section in plain if section not in NEUTRAL}
+    decisive["model"] = {k: v for k, v in plain["model"].items() if k not in origin.OPEN}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
 def _epochs(root: Path, run: Mapping[str, Any]) -> Iterator[Epoch]:
@@ -163,8 +175,8 @@ def _artifacts(root: Path, model: str) -> Iterator[tuple[Path, str]]:
     yield from ((root / path, folder) for path, folder in wanted if (root / path).exists())
 
 
-def _lock_digests(lock: Path) -> dict[str, str]:
-    """Returns the md5 that dvc.lock has for each output, by path.
+def _locked_stages(lock: Path) -> dict[str, Any]:
+    """Returns what dvc.lock says of each stage that has ended.
 
     DVC writes a stage's entry when the stage has ended. The entries of the running stage and of
     those that follow it describe an earlier run, and are left out.
@@ -174,13 +186,12 @@ def _lock_digests(lock: Path) -> dict[str, str]:
         return {entry["path"] for entry in stage.get(part, [])}
 
     read = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else None
-    stages = (read or {}).get("stages", {})
+    stages: dict[str, Any] = (read or {}).get("stages", {})
     running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
     old = named(stages.pop(running, {}), "outs")
     while late := [name for name, stage in stages.items() if old & named(stage, "deps")]:
         old = old.union(*(named(stages.pop(name), "outs") for name in late))
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
-    return {out["path"]: out["md5"] for out in outs if "md5" in out}
+    return stages
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:

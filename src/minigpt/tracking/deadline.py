@@ -5,12 +5,12 @@ ever. So does a stopped process that has locked a database which MLflow opens.
 """
 
 import contextvars
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, thread
 from concurrent.futures import wait as wait_for
 from pathlib import Path
-from threading import Thread
 from typing import Any, TypeVar, cast
 
 from mlflow import MlflowClient
@@ -20,13 +20,11 @@ T = TypeVar("T")
 SLOWEST_BYTES_S = 100_000  # of a transfer, which may take a second more for as many bytes
 
 
-class Late(TimeoutError):
+class LateError(TimeoutError):
     """A call did not end in time."""
 
 
-def within(
-    limit_s: float, action: Callable[[], T], received: Callable[[], int] = lambda: 0
-) -> T:
+def within(limit_s: float, action: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
     """Runs an action in a thread of its own, and gives it up when its time is over.
 
     Args:
@@ -35,7 +33,7 @@ def within(
         received: How many bytes have come so far; they extend the time.
 
     Raises:
-        Late: The time is over.
+        LateError: The time is over.
     """
     future: Future[T] = Future()
     context = contextvars.copy_context()
@@ -47,13 +45,13 @@ def within(
             future.set_exception(error)
 
     began = time.monotonic()
-    Thread(target=run, daemon=True).start()
+    threading.Thread(target=run, daemon=True).start()
     while not future.done():
         total_s = limit_s + received() / SLOWEST_BYTES_S
         left_s = began + total_s - time.monotonic()
         if left_s <= 0:
-            _let_the_process_end()
-            raise Late(f"no answer within {total_s:.3g} s")
+            threading._register_atexit(_let_the_process_end)  # type: ignore[attr-defined]
+            raise LateError(f"no answer within {total_s:.3g} s")
         wait_for([future], timeout=min(left_s, 1))
     return future.result()
 
@@ -96,10 +94,10 @@ def size(folder: Path) -> int:
 
 
 def _let_the_process_end() -> None:
-    """Forgets the workers of pools that a call left behind.
+    """Forgets the workers of pools that an unfinished call has started, when Python exits.
 
-    Python waits for all workers of a pool when it exits, even for those that are daemons, as the
-    workers are that a thread of `within` has started.
+    Python would wait for them, though they are daemons like the thread that started them.
     """
-    for worker in [worker for worker in thread._threads_queues if worker.daemon]:
-        thread._threads_queues.pop(worker, None)
+    workers: Any = thread._threads_queues
+    for worker in [worker for worker in workers if worker.daemon]:
+        del workers[worker]

@@ -5,7 +5,9 @@ Two models are compared in bits per byte, the one figure that means the same for
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 # The figure that each limit bounds. For copied runs it is the 95th percentile: the longest of all
@@ -15,6 +17,7 @@ LIMITS = {
     "max_copied_run": "copied_run_p95",
     "max_unk_share": "unk_share",
 }
+BY_HAND = "not promoted"  # the verdict on a better version that only a person may promote
 FIGURES = ("bits_per_byte", "loss", "perplexity", "accuracy", "unk_share", "copied_run_p95")
 
 
@@ -81,6 +84,18 @@ def explain(found: list[dict[str, Any]]) -> str:
         f"{entry['limit']} allows"
         for entry in found
     )
+
+
+def promotes(setting: str, folder: Path) -> bool:
+    """Tells whether the gate may make a better version the champion.
+
+    Args:
+        setting: `gate.promote`: always, or workspace, which leaves out the experiments that DVC
+            runs in copies of the project (`dvc exp run --temp` and `--queue`).
+        folder: Where the stage runs.
+    """
+    is_copy = "DVC_EXP_NAME" in os.environ and ".dvc/tmp/exps" in folder.resolve().as_posix()
+    return setting == "always" or not is_copy
 
 
 def decide(

@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
 
-from minigpt.common import files, paths
+from minigpt.common import paths
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
 from minigpt.config import Config
-from minigpt.tracking import contents, store, view
+from minigpt.tracking import contents, deadline, store, view
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PATIENCE_S = 3  # for all failures of a process together
+PATIENCE_S = 3  # for all failures of a process together; for one call of a server too
+SQLITE_S = 30  # for one call of a sqlite store, which itself waits 20 s for another process
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100  # MLflow's limits
 
 
@@ -58,7 +60,7 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._identity: dict[str, str] = {}
         self._lost_s = 0.0  # by failures
-        self._warned = False
+        self._warned: set[str] = set()
 
     def send(self) -> None:
         """Sends what the MLflow run lacks of the files; sending again adds nothing.
@@ -88,6 +90,17 @@ class Mirror:
         found = self._read()
         return self._attempt(found, action) if found else None
 
+    def is_run(self, client: MlflowClient, run_id: str) -> bool:
+        """Tells whether a run is of this training and this configuration."""
+        if run_id == self.run_id:
+            return True
+        return self._identity.items() <= client.get_run(run_id).data.tags.items()
+
+    def made_with(self) -> Config:
+        """Returns the configuration that the files were made with."""
+        found = self._read()
+        return found.origin.config if found else self.config
+
     def provenance(self) -> dict[str, str]:
         """Returns where the run came from: `commit`, and DVC's digest of each dataset by path."""
         found = self._read()
@@ -99,10 +112,25 @@ class Mirror:
         found = contents.read(self._root, self.config)
         if found is None and self._strict:
             raise InputError(f"{paths.RUN} is missing; run `dvc repro train`")
+        if found and found.origin.differing:
+            stages = " ".join(found.origin.stages)
+            self._warn(
+                "some files were not made with resolved.yaml, and are logged as they were made: "
+                f"{'; '.join(found.origin.differing)}. `dvc unfreeze {stages}`, then `dvc repro` "
+                "makes them anew"
+            )
         return found
 
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            log.warning("%s", message)
+            self._warned.add(message)
+
     def _attempt(self, found: contents.Contents, action: Callable[[MlflowClient], T]) -> T | None:
-        if self._lost_s >= PATIENCE_S and not self._strict:
+        if self._strict:
+            with store.told(self.uri):
+                return action(self._open(found.identity))
+        if self._lost_s >= PATIENCE_S:
             return None
         began = time.monotonic()
         try:
@@ -110,48 +138,61 @@ class Mirror:
         # Whatever it is: stores of artifacts raise exceptions of their own (boto3's, for example),
         # and hours of training are not lost to any of them. The reason is passed on as it is.
         except Exception as error:
+            first = not self._lost_s
             self._lost_s += time.monotonic() - began
             self._client = None
-            if self._strict:
-                if not isinstance(error, store.FAILURES) or files.is_full(error):
-                    raise
-                raise store.unusable(self.uri, error) from error
-            if not self._warned:
-                log.warning(
-                    "MLflow at %s can't be used: %s; the run goes on and is logged later from its "
-                    "files",
-                    redact(self.uri),
-                    store.reason(error),
+            if first:
+                self._warn(
+                    f"MLflow at {redact(self.uri)} can't be used: "
+                    f"{store.reason_of(self.uri, error)}; the run goes on and is logged later from "
+                    "its files"
                 )
-                self._warned = True
             return None
+
+    def _left_s(self) -> float:
+        """Returns how long the next call of the store may take."""
+        if self._strict:
+            return store.OPERATION_S
+        return SQLITE_S if store.sqlite_path(self.uri) else PATIENCE_S - self._lost_s
 
     def _open(self, identity: dict[str, str]) -> MlflowClient:
         """Finds or creates the experiment and the run."""
         if self._client and self._identity == identity:
             return self._client
         # A training must not lose more than seconds; a registration can wait for an upload.
-        store.limit_retries(*((2, 60) if self._strict else (0, PATIENCE_S)))
-        logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one warning is enough
-        location = None
-        if path := store.sqlite_path(self.uri):
-            location = (path.parent / "mlartifacts").as_uri()
+        store.prepare(*((2, 60) if self._strict else (0, PATIENCE_S)))
         with store.lock(self.uri):
             store.create(self.uri)
-            client = MlflowClient(self.uri)
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
-            if (experiment := client.get_experiment_by_name(name)) is not None:
-                where = experiment.experiment_id
-            else:
-                where = client.create_experiment(name, artifact_location=location)
-                view.furnish(client, where)
+            client = deadline.client(self.uri, self._left_s)
+            where = self._experiment(client).experiment_id
             self.run_id = self._find_or_create(client, where, identity).info.run_id
         self._client, self._identity = client, identity
         return client
 
+    def _experiment(self, client: MlflowClient) -> Experiment:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
+        found: Experiment | None = client.get_experiment_by_name(name)
+        if found is None:
+            path = store.sqlite_path(self.uri)
+            location = (path.parent / "mlartifacts").as_uri() if path else None
+            try:
+                made = client.create_experiment(name, artifact_location=location)
+                view.furnish(client, made)
+                found = client.get_experiment(made)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a moment ago, on a server
+                    raise
+                return self._experiment(client)
+        if found.lifecycle_stage == "deleted":
+            restore = store.command(self.uri, "experiments", "restore", "-x", found.experiment_id)
+            raise InputError(
+                f"the experiment {name!r} was deleted: restore it (`{restore}`), or choose another "
+                "name (MLFLOW_EXPERIMENT_NAME)"
+            )
+        return found
+
     def _find_or_create(self, client: MlflowClient, where: str, identity: dict[str, str]) -> Run:
-        both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        for run in client.search_runs([where], both, order_by=["start_time"]):
+        if run := _first(client, where, identity):
             return run
         tags = {"mlflow.source.name": "minigpt", **identity}
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
@@ -162,12 +203,24 @@ class Mirror:
             tags["mlflow.source.git.commit"] = head.strip()
         if experiment := os.environ.get("DVC_EXP_NAME"):
             tags["dvc.exp"] = experiment
-        return client.create_run(where, tags=tags, run_name=experiment)
+        made = client.create_run(where, tags=tags, run_name=experiment)
+        # Another process may have made one at the same time, on a server, which has no lock.
+        first = _first(client, where, identity) or made
+        if first.info.run_id != made.info.run_id:
+            client.delete_run(made.info.run_id)
+        return first
 
     def _send(self, client: MlflowClient, found: contents.Contents) -> None:
         """Sends what the run lacks, the end of the run last."""
         with store.lock(self.uri):
             run = client.get_run(self.run_id)
+            if run.info.lifecycle_stage == "deleted":
+                self._client = None
+                restore = store.command(self.uri, "runs", "restore", "--run-id", self.run_id)
+                raise InputError(
+                    f"the run {self.run_id} was deleted: restore it (`{restore}`), or go on, and "
+                    "the next stage makes a new one"
+                )
             self._send_description(client, run, found)
             self._send_epochs(client, run, found.epochs)
             self._send_summaries(client, run, found)
@@ -236,6 +289,13 @@ class Mirror:
         ]
         if changed:
             client.log_batch(self.run_id, metrics=changed)
+
+
+def _first(client: MlflowClient, where: str, identity: Mapping[str, str]) -> Run | None:
+    """Returns the run of this identity; of two, all processes take the same one."""
+    both = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+    found = client.search_runs([where], both)
+    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
 def _same(logged: Mapping[str, float], key: str, value: float) -> bool:

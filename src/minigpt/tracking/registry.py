@@ -3,37 +3,23 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
-import yaml
 from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 
 from minigpt import config
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
-from minigpt.tracking import champion, gate, pyfunc
+from minigpt.tracking import champion, deadline, gate, version
 from minigpt.tracking.mirror import Mirror
-from minigpt.tracking.store import open_store
+from minigpt.tracking.store import OPERATION_S, open_store
 
 if TYPE_CHECKING:
     from minigpt.model.directory import ModelDirectory
 
-# What the modules import that a version needs to be served.
-REQUIREMENTS = (
-    "keras",
-    "mlflow",
-    "numpy",
-    "omegaconf",
-    "pandas",
-    "pyarrow",
-    "pydantic",
-    "pyyaml",
-    "safetensors",
-    "tensorflow",
-)
 # Tags of a version, beside its figures.
 MODEL = "minigpt.model"
 REQUEST = "minigpt.request"
@@ -48,6 +34,7 @@ def register(
     mirror: Mirror,
     model_dir: Path,
     *,
+    evaluated: str,
     name: str,
     alias: str,
     prompts: Sequence[str],
@@ -56,10 +43,14 @@ def register(
 ) -> dict[str, str]:
     """Registers a model directory as a pyfunc written as code; nothing is pickled.
 
+    The same model of the same run is registered once, unless the limits of a request
+    (`tracking.request` of the configuration) differ. Of two processes that register it at the same
+    time, the one with the higher number takes its version back.
+
     Args:
         mirror: A strict one, of the run that the model belongs to.
-        model_dir: The model directory. The same one of the same run is registered once, unless the
-            limits of a request (`tracking.request` of the configuration) differ.
+        model_dir: The model directory.
+        evaluated: The digest of the model directory that the figures are of.
         name: Of the registered model.
         alias: Set to the version.
         prompts: The input example.
@@ -70,40 +61,38 @@ def register(
         name, version, uri (models:/name/version), alias, run_id and model, the directory's digest.
 
     Raises:
-        InputError: The model directory is missing, or MLflow can't be used or refuses.
+        InputError: The model directory is missing or is not the one that was evaluated, or MLflow
+            can't be used or refuses.
     """
-    from minigpt.model import directory  # loads Keras
-
     if not model_dir.is_dir():
         raise InputError(f"{model_dir}, the model directory, is missing; run `dvc repro train`")
-    digest = directory.digest(model_dir)
-    same = {MODEL: digest[:12], REQUEST: _request(mirror.config.tracking.request)}
+    same = {MODEL: evaluated[:12], REQUEST: _request(mirror.config.tracking.request)}
     wanted = same | {key: str(value) for key, value in tags.items() if value is not None}
 
-    def find_or_create(client: MlflowClient) -> str:
-        for found in client.search_model_versions(f"run_id = '{mirror.run_id}'"):
-            if found.name == name and same.items() <= found.tags.items():
-                for key, value in wanted.items() - found.tags.items():  # measured again since
-                    client.set_model_version_tag(name, found.version, key, value)
-                number = str(found.version)
-                break
-        else:
-            uri = _log_model(mirror, model_dir, prompts)
-            number = str(mlflow.register_model(uri, name, tags=wanted).version)
+    def find_or_create(client: MlflowClient) -> ModelVersion:
+        with tempfile.TemporaryDirectory() as parent:
+            found = version.lowest(client, mirror, name, same)
+            if found is None:
+                folder = Path(parent, "version")
+                version.build(folder, model_dir, evaluated, prompts, mirror.config)
+                found = version.publish(client, mirror, folder, name, same, wanted)
+        number = str(found.version)
+        for key, value in wanted.items() - found.tags.items():  # measured again since
+            client.set_model_version_tag(name, number, key, value)
         client.update_model_version(name, number, description(number)[:LONGEST_DESCRIPTION])
         client.set_registered_model_alias(name, alias, number)
-        return number
+        return found
 
-    number = mirror.attempt(find_or_create)
-    if number is None:
+    made = mirror.attempt(find_or_create)
+    if made is None:
         raise InputError(f"{name} is not registered: MLflow at {redact(mirror.uri)} failed before")
     return {
         "name": name,
-        "version": number,
-        "uri": f"models:/{name}/{number}",
+        "version": str(made.version),
+        "uri": f"models:/{name}/{made.version}",
         "alias": alias,
-        "run_id": mirror.run_id,
-        "model": digest,
+        "run_id": str(made.run_id),
+        "model": evaluated,
     }
 
 
@@ -111,14 +100,17 @@ def challenge(
     uri: str,
     name: str,
     challenger: Mapping[str, Any],
-    settings: Mapping[str, float],
+    settings: Mapping[str, Any],
     measure: Measure,
+    *,
+    promotes: bool = True,
 ) -> dict[str, Any]:
     """Decides whether a registered version becomes the champion, does it and records the outcome.
 
     The champion's own figures count if they were measured on the same reviews with the same
     vocabulary; otherwise it is measured again. A decision stands: with the same figures and
-    settings, the recorded outcome is returned and no alias is touched.
+    settings, the recorded outcome is returned and no alias is touched. Only one that had to be left
+    to a person is made again where the gate may promote.
 
     Args:
         uri: The address of the store.
@@ -126,6 +118,8 @@ def challenge(
         challenger: version, measured_on (see `gate`) and the figures.
         settings: The section `gate` of the configuration.
         measure: Returns the figures of a loaded model on the challenger's reviews.
+        promotes: Whether a better version becomes the champion; if not, its verdict is
+            "not promoted", and a person decides.
 
     Returns:
         verdict, reason, settings, challenger, and champion: the one before, in the same form and
@@ -136,7 +130,9 @@ def challenge(
     """
     number = challenger["version"]
     recorded = _recorded(uri, name, number)
-    if (recorded.get("challenger"), recorded.get("settings")) == (challenger, settings):
+    if (recorded.get("challenger"), recorded.get("settings")) == (challenger, settings) and not (
+        promotes and recorded["verdict"] == gate.BY_HAND
+    ):
         return recorded
     while True:
         now = champion.state(uri, name)
@@ -150,6 +146,8 @@ def challenge(
                 theirs = _champion(uri, name, before, challenger, measure)
             mine, bits = challenger.get("bits_per_byte"), (theirs or {}).get("bits_per_byte")
             verdict, reason = gate.decide(mine, before, bits, settings["min_improvement"])
+            if verdict == "promoted" and not promotes:
+                verdict = gate.BY_HAND
         if verdict != "promoted" or champion.move(
             uri, name, number, how="gate", reason=reason, expected=now.version
         ):
@@ -157,6 +155,11 @@ def challenge(
     if verdict == "not compared" and theirs:
         command = f"`minigpt promote {number} --reason ...`"
         reason = f"{theirs.get('problem', reason)}; {command} makes this version the champion"
+    if verdict == gate.BY_HAND:
+        reason += (
+            "; an experiment in a copy of the project is promoted by hand: "
+            f"`minigpt promote {number} --reason ...`"
+        )
     outcome = {
         "verdict": verdict,
         "reason": reason,
@@ -185,19 +188,16 @@ def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
     Raises:
         InputError: MLflow can't be used.
     """
+    mlflow.set_tracking_uri(uri)  # download_artifacts ignores its own argument for models
     with open_store(uri):
-        mlflow.set_tracking_uri(uri)  # download_artifacts ignores its own argument for models
-        local = mlflow.artifacts.download_artifacts(
-            f"models:/{name}/{number}", dst_path=str(folder)
+        local = deadline.within(
+            OPERATION_S,
+            lambda: mlflow.artifacts.download_artifacts(
+                f"models:/{name}/{number}", dst_path=str(folder)
+            ),
+            received=lambda: deadline.size(folder),
         )
-    root = Path(local).resolve()
-    try:
-        described = yaml.safe_load((root / "MLmodel").read_text(encoding="utf-8"))
-        held = described["flavors"]["python_function"]["artifacts"]["model"]["path"]
-        directory = (root / held).resolve()
-    except (FileNotFoundError, LookupError, RecursionError, TypeError, ValueError, yaml.YAMLError):
-        return None
-    return directory if directory.is_relative_to(root) and directory.is_dir() else None
+    return version.model_of(Path(local))
 
 
 def _champion(
@@ -251,22 +251,3 @@ def _record(name: str, number: str) -> str:
 
 def _request(limits: config.RequestConfig) -> str:
     return ", ".join(f"{value} {key.removeprefix('max_')}" for key, value in limits)
-
-
-def _log_model(mirror: Mirror, model_dir: Path, prompts: Sequence[str]) -> str:
-    example = pyfunc.example(prompts)
-    mlflow.set_tracking_uri(mirror.uri)  # log_model knows no other way
-    with mlflow.start_run(run_id=mirror.run_id):
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(pyfunc.__file__).resolve()),
-            artifacts={"model": model_dir.resolve().as_uri()},
-            code_paths=[str(Path(__file__).resolve().parents[1])],
-            pip_requirements=[f"{package}=={version(package)}" for package in REQUIREMENTS],
-            signature=pyfunc.signature(mirror.config),
-            model_config=mirror.config.tracking.request.model_dump(mode="json"),
-            input_example=example,
-        )
-        # MLflow only warns of a model that doesn't work; one that fails here is not registered.
-        mlflow.pyfunc.load_model(logged.model_uri).predict(*example)
-    return str(logged.model_uri)

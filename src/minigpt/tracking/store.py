@@ -1,7 +1,12 @@
 """Where runs and models are kept: the address of the MLflow store, and access to it."""
 
 import contextlib
+import hashlib
+import logging
 import os
+import shlex
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,17 +19,19 @@ from sqlalchemy.exc import SQLAlchemyError
 from minigpt.common import files, locks
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
+from minigpt.tracking import deadline
 
 SQLITE = "sqlite:///"
 FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors too
 LOCK_WAIT_S = 20  # as long as sqlite itself waits for another writer
+OPERATION_S = 60  # of all calls of a command, or of each call of a stage that needs the store
+CREATE_S = 300  # of a new database, in dozens of steps of MLflow's
 
 
 def sqlite_uri(path: Path) -> str:
     """Returns the address of a sqlite file.
 
     SQLAlchemy takes `?` for the end of the path, and `%` for the start of a quoted character.
-    (MLflow creates the folder of the address as it is quoted, so an empty one appears there too.)
     """
     return SQLITE + str(path).replace("%", "%25").replace("?", "%3F")
 
@@ -65,12 +72,13 @@ def create(uri: str) -> None:
     path = sqlite_path(uri)
     if path and not path.exists():
         with files.replacing(path) as beside:
-            MlflowClient(sqlite_uri(beside)).search_experiments()
+            new = sqlite_uri(beside)
+            deadline.within(CREATE_S, lambda: MlflowClient(new).search_experiments())
 
 
 @contextlib.contextmanager
 def open_store(uri: str) -> Iterator[MlflowClient]:
-    """Yields a client whose errors become one line for the user.
+    """Yields a client for an operation of at most OPERATION_S; errors become one line for the user.
 
     Raises:
         InputError: There is no store at this address, or it can't be used.
@@ -81,41 +89,66 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
             f"there is no MLflow store at {redact(uri)}; run `dvc repro`, go to the project's "
             "folder, or set MLFLOW_TRACKING_URI"
         )
-    limit_retries(2)
+    prepare(2)
+    end = time.monotonic() + OPERATION_S
+    with told(uri):
+        yield deadline.client(uri, lambda: end - time.monotonic())
+
+
+@contextlib.contextmanager
+def told(uri: str) -> Iterator[None]:
+    """Turns the failures of a store into errors for the user; a full disk is none of its failures.
+
+    Raises:
+        InputError: The store can't be used.
+    """
     try:
-        yield MlflowClient(uri)
+        yield
     except FAILURES as error:
         if files.is_full(error):
             raise
-        raise unusable(uri, error) from error
+        raise InputError(
+            f"MLflow at {redact(uri)} can't be used: {reason_of(uri, error)}"
+        ) from error
 
 
-def unusable(uri: str, error: BaseException) -> InputError:
-    """Returns the error for a store that fails, with the reason it gave."""
-    return InputError(f"MLflow at {redact(uri)} can't be used: {reason(error)}")
+def reason_of(uri: str, error: BaseException) -> str:
+    """Returns the first line of an error without credentials, and who has locked the store."""
+    line = redact(str(error).strip().split("\n")[0])[:500] or type(error).__name__
+    path = sqlite_path(uri)
+    if path and (isinstance(error, deadline.LateError) or "database is locked" in line):
+        for file in (path, _lock_of_mlflow(uri)):
+            if pid := locks.holder(file):
+                return f"{line}; process {pid} has locked {file}: wait until it ends, or end it"
+    return line
 
 
-def reason(error: BaseException) -> str:
-    """Returns the first line of an error, without credentials."""
-    return redact(str(error).strip().split("\n")[0])[:500] or type(error).__name__
+def command(uri: str, *words: str) -> str:
+    """Returns a command of MLflow's for people to type, without credentials."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(redact(uri))} {shlex.join(['mlflow', *words])}"
 
 
-def limit_retries(retries: int, timeout_s: int | None = None) -> None:
-    """Makes MLflow give up a store that fails after seconds rather than minutes.
+def prepare(retries: int, timeout_s: int | None = None) -> None:
+    """Sets what decides how long MLflow tries, and how much it says.
 
     Args:
         retries: Of a request to a server, unless MLFLOW_HTTP_REQUEST_MAX_RETRIES is set.
         timeout_s: Of a request, unless MLFLOW_HTTP_REQUEST_TIMEOUT is set; None: MLflow's own.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(retries))
+    # A server may ask for an hour.
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
     if timeout_s:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(timeout_s))
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # one message is enough
     utils.MAX_RETRY_COUNT = 1  # no variable sets this one: 10 attempts take 100 s for a database
+    # It would make the folder of the address as it is quoted, perhaps outside of the project.
+    utils._make_parent_dirs_if_sqlite = lambda db_uri: None
 
 
 @contextlib.contextmanager
 def lock(uri: str) -> Iterator[None]:
-    """Lets one process at a time use a store that is a sqlite file; a server needs no lock.
+    """Lets one process at a time use a store that is a sqlite file; a server has no lock.
 
     Raises:
         InputError: Another process keeps the lock.
@@ -127,3 +160,9 @@ def lock(uri: str) -> Iterator[None]:
     busy = "process {pid} is using the MLflow store: wait until it ends, then run this again"
     with locks.hold(path.with_name(f"{path.name}.lock"), wait_s=LOCK_WAIT_S, busy=busy):
         yield
+
+
+def _lock_of_mlflow(uri: str) -> Path:
+    """Returns the file that MLflow locks without a limit while it opens a database."""
+    address = hashlib.md5(str(make_url(uri)).encode()).hexdigest()
+    return Path(tempfile.gettempdir(), f"db_init_lock-{address}")
