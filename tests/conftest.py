@@ -1,4 +1,4 @@
-"""What the tests of the numerical modules share; nothing here loads Keras before it is used."""
+"""Fixtures of the numerical tests and of MLflow's; Keras is imported only where it is used."""
 
 import os
 from collections.abc import Callable
@@ -20,7 +20,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 @pytest.fixture(scope="session")
 def gradients() -> Callable[..., list[np.ndarray]]:
-    """The gradients of a scalar function of arrays, in float32: the one place per backend."""
+    """Computes the gradients of a scalar function of arrays, in float32, on any backend."""
     import keras
     from keras import ops
 
@@ -52,7 +52,7 @@ def gradients() -> Callable[..., list[np.ndarray]]:
 
 @pytest.fixture(scope="session")
 def compiled() -> Callable[..., Any]:
-    """Compiles a function as a whole where each operation would be compiled alone (JAX)."""
+    """Compiles a function as a whole on JAX, which otherwise compiles each operation alone."""
     import keras
 
     def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +67,7 @@ def compiled() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def make_network() -> Callable[..., Any]:
-    """Makes a tiny MiniGPT, all of its weights random and large enough to spread the logits."""
+    """Makes a tiny MiniGPT whose weights are random, and large enough to spread the logits."""
     from minigpt.config import ModelConfig
     from minigpt.model.network import MiniGPT
 
@@ -114,7 +114,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A new database takes MLflow seconds; each test starts from a copy."""
+    """A new database of MLflow, to copy: it takes seconds to make."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     from mlflow import MlflowClient
 

@@ -118,13 +118,12 @@ def test_an_old_directory_is_replaced_as_a_whole(path: Path, make_network: Any) 
     assert [entry.name for entry in path.parent.iterdir()] == ["model"]
 
 
-@pytest.mark.backend
 def test_keras_opens_an_exported_network(path: Path, tmp_path: Path) -> None:
     file, outputs = tmp_path / "exported" / "model.keras", tmp_path / "outputs.npy"
     directory.export(path, file)
     assert list(file.parent.iterdir()) == [file]
     code = (
-        "import sys, keras, minigpt, numpy\n"
+        "import sys, minigpt, keras, numpy\n"
         "model = keras.saving.load_model(sys.argv[1])\n"
         "tokens = numpy.arange(20, dtype='int32')[None]\n"
         "numpy.save(sys.argv[2], keras.ops.convert_to_numpy(model(tokens)))"

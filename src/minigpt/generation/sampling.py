@@ -1,8 +1,9 @@
 """Samplers: how the next token is chosen, as pure functions of `keras.ops`.
 
-Nothing here sorts a vocabulary: a running sum over it and the sorting of it took longer than the
-model.  Both are done in blocks instead, with the same result.
-Shapes: B texts, L tokens of text so far, V words, R rounds.
+No function sorts the vocabulary or sums along all of it, which would take longer than the model.
+They work in blocks of words instead, with the same result.
+
+Shapes: B texts, L tokens of a text so far, V words, R rounds.
 """
 
 from collections.abc import Mapping
@@ -12,10 +13,10 @@ from keras import ops
 
 from minigpt.config import SamplingConfig
 
-BLOCK = 32  # words to a block: near the square root of V / top_k, where the two stages cost alike
+BLOCK = 32  # words; near the square root of V / top_k, where both stages cost the same
 
-# A nucleus is drawn from by rejection.  More rounds than these are needed with a probability below
-# 1e-8 for a top_p of at least 0.1: rejections are Poisson distributed, with a mean of -log(top_p).
+# Rounds of rejection for top_p. Rejections are Poisson distributed with a mean of -log(top_p), so
+# for a top_p of 0.1 or more the probability that more rounds are needed is below 1e-8.
 ROUNDS = 16
 
 
@@ -55,12 +56,12 @@ def next_tokens(
 
 
 def penalise(logits: Any, text: Any, penalty: Any) -> Any:
-    """Makes tokens that stand in the text less probable (Keskar et al., 2019).
+    """Makes the tokens of the text so far less probable (Keskar et al., 2019).
 
     Args:
         logits: (B, V).
         text: int32 (B, L), token ids.
-        penalty: above 1 discourages.
+        penalty: Divides positive logits and multiplies negative ones; at least 1.
 
     Returns:
         (B, V).
@@ -81,19 +82,19 @@ def choose(
     top_p: Any = None,
     min_p: Any = None,
 ) -> Any:
-    """Draws a token from each row by inverting its distribution function at a uniform number.
+    """Draws a token for each text by inverting the distribution function at a uniform number.
 
-    The words lie in the order of their ids, with `top_k` in that of their probability.  `top_p`
-    keeps a word where the more probable ones together have less than that mass, so equally probable
-    words are kept or cut together.
+    Words are in the order of their ids, or with `top_k` in the order of falling probability.
+    `top_p` keeps a word if the more probable ones together have less than that probability, so
+    equally probable words are kept or cut together.
 
     Args:
         logits: (B, V).
-        uniforms: float32 (B, R) in [0, 1); R > 1 is of use for `top_p` only.
-        temperature: above 0.
-        top_k: tokens kept; 0: all.
-        top_p: the mass kept, after `top_k`; None: all of it.
-        min_p: the least share of the top one's probability; None: 0.
+        uniforms: float32 (B, R) in [0, 1); only `top_p` uses more than the first.
+        temperature: Above 0.
+        top_k: The number of most probable tokens to keep (Fan et al., 2018); 0: all.
+        top_p: The probability to keep, after `top_k` (Holtzman et al., 2020); None: all of it.
+        min_p: The least share of the top token's probability (Nguyen et al., 2024); None: 0.
 
     Returns:
         int32 (B,), token ids.
@@ -104,7 +105,7 @@ def choose(
     probabilities = ops.softmax(logits / temperature)
     if min_p is not None:
         least = min_p * ops.max(probabilities, axis=-1, keepdims=True)
-        # The mass of top_p is counted before min_p cuts; what it cuts is the least probable anyway.
+        # This changes no sum that top_p compares: min_p cuts the least probable words.
         probabilities = ops.where(probabilities >= least, probabilities, 0.0)
     if top_p is None:
         index, _ = draw(probabilities, uniforms[:, :1])
@@ -114,14 +115,14 @@ def choose(
 
 
 def largest(logits: Any, k: int) -> tuple[Any, Any]:
-    """What `ops.top_k` returns, found in two stages: the k blocks with the greatest maxima hold it.
+    """Returns what `ops.top_k` does, in two stages: the blocks with the k largest maxima hold it.
 
     Args:
         logits: (B, V).
-        k: how many; more than V: V.
+        k: How many; at most V are returned.
 
     Returns:
-        Values and int32 indices, (B, k) each, in falling order, the lower index first of equals.
+        Values and int32 indices, (B, k) each, the largest first, of equals the lower index first.
     """
     words = logits.shape[-1]
     if k * BLOCK * 2 > words:
@@ -129,7 +130,7 @@ def largest(logits: Any, k: int) -> tuple[Any, Any]:
         return values, ops.cast(indices, "int32")
     blocks = _blocks(logits, float("-inf"))  # (B, V / BLOCK, BLOCK)
     _, best = ops.top_k(ops.max(blocks, axis=-1), k)
-    best = ops.cast(ops.sort(best, axis=-1), "int32")  # equals stay in the order of their indices
+    best = ops.cast(ops.sort(best, axis=-1), "int32")  # of equals, the lower index stays first
     kept = _rows(blocks, best)  # (B, k, BLOCK)
     indices = best[:, :, None] * BLOCK + ops.arange(BLOCK)
     values, places = ops.top_k(ops.reshape(kept, (-1, k * BLOCK)), k)
@@ -137,11 +138,11 @@ def largest(logits: Any, k: int) -> tuple[Any, Any]:
 
 
 def draw(weights: Any, uniforms: Any) -> tuple[Any, Any]:
-    """Draws an index from each row: the first whose running sum exceeds that part of the total.
+    """Draws an index from each row: the first whose running sum exceeds a share of the total.
 
     Args:
         weights: (B, V), not negative; their sum need not be 1.
-        uniforms: float32 (B, 1) in [0, 1).
+        uniforms: The shares, float32 (B, 1) in [0, 1).
 
     Returns:
         The index, int32 (B, 1), and its weight, (B, 1), which is above 0 unless all are 0.
@@ -159,10 +160,11 @@ def draw(weights: Any, uniforms: Any) -> tuple[Any, Any]:
 
 
 def _draw_nucleus(probabilities: Any, uniforms: Any, top_p: Any) -> Any:
-    """Draws from the nucleus by rejection, which needs no sorting (as FlashInfer does, 2025).
+    """Draws from the nucleus by rejection, without sorting, like FlashInfer (2025).
 
-    A word is drawn from all; the mass of those more probable tells whether it is in the nucleus.
-    Where it isn't, the next one is drawn from those more probable, for the nucleus is among them.
+    A round draws a word. If the more probable words together have less than `top_p`, the word is in
+    the nucleus. Otherwise the nucleus is among the more probable words, and the next round draws
+    from these.
     """
     rounds = uniforms.shape[-1]
 
@@ -177,17 +179,17 @@ def _draw_nucleus(probabilities: Any, uniforms: Any, top_p: Any) -> Any:
         index = ops.where(kept & ops.logical_not(settled), drawn, index)
         return number + 1, index, settled | kept, rest
 
-    # The most probable word is in every nucleus: where no round settles it, it is taken.
+    # If no round succeeds, the most probable word is chosen, which is in every nucleus.
     first = largest(probabilities, 1)[1]
     state = (ops.convert_to_tensor(0, "int32"), first, first < 0, probabilities)
     return ops.while_loop(unsettled, draw_again, state)[1]
 
 
 def _first(weights: Any, wanted: Any) -> tuple[Any, Any]:
-    """The first index whose running sum exceeds `wanted` (B, 1), and the sum of those before it."""
+    """Returns the first index whose running sum exceeds `wanted`, and the sum before it: (B, 1)."""
     mass = ops.cumsum(weights, axis=-1)
-    # Rounding must not reach past the last word; and a sum in parallel (JAX's) wavers in its last
-    # bits, also where a weight is 0.
+    # Rounding must not lead past the last word. JAX adds up in parallel, so its running sum may
+    # change in the last bits even where a weight is 0.
     wanted = ops.minimum(wanted, mass[:, -1:] * (1 - 1e-6))
     reached = (mass > wanted) & (weights > 0)
     index = ops.cast(ops.argmax(ops.cast(reached, "int32"), axis=-1, keepdims=True), "int32")
@@ -195,13 +197,13 @@ def _first(weights: Any, wanted: Any) -> tuple[Any, Any]:
 
 
 def _at(rows: Any, index: Any) -> Any:
-    """Of each row (B, n) the entry at its index (B, 1): fewer operations than a gather takes."""
+    """Returns the entry of each row (B, n) at its index (B, 1); a gather takes more operations."""
     chosen = ops.arange(rows.shape[-1], dtype="int32") == index
     return ops.sum(ops.where(chosen, rows, ops.zeros_like(rows)), axis=-1, keepdims=True)
 
 
 def _blocks(rows: Any, fill: float) -> Any:
-    """(B, V) as (B, blocks, BLOCK), the last one filled up."""
+    """Splits (B, V) into (B, blocks, BLOCK); `fill` completes the last block."""
     missing = -rows.shape[-1] % BLOCK
     if missing:
         rows = ops.pad(rows, ((0, 0), (0, missing)), constant_values=fill)
@@ -209,7 +211,7 @@ def _blocks(rows: Any, fill: float) -> Any:
 
 
 def _rows(blocks: Any, chosen: Any) -> Any:
-    """Of (B, blocks, BLOCK) the chosen ones (B, k) of each row: (B, k, BLOCK)."""
+    """Returns the chosen blocks (B, k) of each row of (B, blocks, BLOCK): (B, k, BLOCK)."""
     batch, count, width = ops.shape(blocks)
     flat = ops.arange(batch)[:, None] * count + chosen
     return ops.take(ops.reshape(blocks, (-1, width)), flat, axis=0)

@@ -1,11 +1,12 @@
 """Next-token cross-entropy, fused with the projection to words.
 
 The logits of a batch of 128 x 80 tokens over 20,000 words take 819 MB in float32, and the plain
-loss passes over them several times.  Here a block of positions is projected, its loss and gradients
-are taken, and its logits are dropped before the next, as in "Cut Your Losses in Large-Vocabulary
-Language Models" (Wijmans et al., 2024, https://arxiv.org/abs/2411.09009) and Liger Kernel's chunked
-loss.  The gradients are computed in the forward pass, so that nothing is projected twice.
-Shapes: B sequences, T positions, C a hidden state's width, V words.
+loss passes over them several times. Here a block of positions is projected, its loss and gradients
+are computed, and its logits are dropped before the next block, as in "Cut Your Losses in
+Large-Vocabulary Language Models" (Wijmans et al., 2024, https://arxiv.org/abs/2411.09009) and in
+Liger Kernel's chunked loss. The forward pass computes the gradients, so nothing is projected twice.
+
+Shapes: B sequences, T positions, t positions of a block, C width of a hidden state, V words.
 """
 
 from typing import Any
@@ -13,21 +14,22 @@ from typing import Any
 import keras
 from keras import ops
 
-BLOCK_LOGITS = 40_000  # of each sequence: 2 positions, 20 MB, in the published batch of 128
-LEAST_CHANCE = 1e-30  # far above where float32 has fewer digits, or none
+BLOCK_LOGITS = 40_000  # per sequence: 2 positions, and 20 MB in the published batch of 128
+LEAST_PROBABILITY = 1e-30  # float32 loses digits below 1e-38
 
 
 def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
-    """Cross-entropy of every position, for evaluation: it has no gradients of its own.
+    """Computes the cross-entropy of every position, for evaluation.
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
         kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
-        targets: int32 (B, T), the index of the word that follows each position.
+        targets: int32 (B, T), the word that follows each position.
 
     Returns:
-        Nats of each position, float32 (B, T), and whether no word was more probable, bool (B, T).
+        Nats of each position, float32 (B, T), and whether no word was more probable than the
+        target, bool (B, T).
     """
     whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
     hiddens, answers = _blocks(hidden, kernel), _blocks(targets, kernel)
@@ -47,57 +49,57 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
 def weighted_losses(
     hidden: Any, kernel: Any, bias: Any, targets: Any, weights: Any, observed: Any
 ) -> Any:
-    """Two weighted sums of the cross-entropy, the first with its gradients.
+    """Computes two weighted sums of the cross-entropy, of which the first has gradients.
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
         kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
-        targets: int32 (B, T), the index of the word that follows each position.
-        weights: float32 (B, T), what each position counts for in the first sum.
-        observed: float32 (B, T), likewise in the second, which passes no gradient on.
+        targets: int32 (B, T), the word that follows each position.
+        weights: float32 (B, T), the weight of each position in the first sum.
+        observed: float32 (B, T), its weight in the second sum, which has no gradients.
 
     Returns:
-        float32 (2,): the sums.  Differentiable in hidden, kernel and bias.
+        The sums, float32 (2,), differentiable in hidden, kernel and bias.
     """
 
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
         width, words = kernel.shape
-        # One copy for both products: TensorFlow multiplies by a transposed matrix as it lies.
+        # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
         hiddens, answers, shares = (_blocks(x, kernel) for x in (hidden, targets, weights))
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
-            # Of all that softmax is made of, oneDNN makes one pass over the logits.
+            # oneDNN fuses softmax into one pass over the logits.
             probabilities = ops.softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
-            chance = _of_each(probabilities, target)
+            probability = _of_each(probabilities, target)
             flat = ops.reshape(ops.cast(probabilities, hidden.dtype), (-1, words))
             mean = ops.reshape(ops.matmul(flat, whole), (*ops.shape(target), width + 1))
             d_piece = _float32(mean) - _float32(ops.take(whole, target, axis=0))
             rows = ops.cast(_weighted(piece, share), hidden.dtype)
             products = ops.matmul(ops.transpose(ops.reshape(rows, (-1, width + 1))), flat)
-            found = d_piece[..., :width] * share[..., None], chance
+            found = d_piece[..., :width] * share[..., None], probability
             return d_whole + _float32(products), found
 
-        # The one-hot half of the kernel's gradient is a scatter of whole rows, to which each
-        # block's product is added: it spares a pass over the logits.
+        # The one-hot part of the kernel's gradient scatters whole rows; each block adds its product
+        # to them. This saves a pass over the logits.
         rows = ops.reshape(_weighted(hidden, weights), (-1, width + 1))
         d_rows = -ops.segment_sum(rows, ops.reshape(targets, (-1,)), words)  # (V, C + 1)
         dtypes = ("float32", "float32")
         d_whole, found = _scan(of_block, ops.transpose(d_rows), answers.shape[1], dtypes)
-        d_hidden, chances = (_joined(blocks, targets) for blocks in found)
+        d_hidden, chosen = (_joined(blocks, targets) for blocks in found)
         d_kernel, d_bias = d_whole[:width], d_whole[width]
         losses = ops.cond(
-            ops.min(chances) > LEAST_CHANCE,
-            lambda: -ops.log(chances),
+            ops.min(chosen) > LEAST_PROBABILITY,
+            lambda: -ops.log(chosen),
             lambda: token_losses(hidden, kernel, bias, targets)[0],
         )
         sums = ops.stack([ops.sum(losses * weights), ops.sum(losses * observed)])
 
         def gradient(*args: Any, upstream: Any = None) -> Any:
-            # Keras's PyTorch backend names the upstream gradient, the others pass it alone.
+            # Only Keras's PyTorch backend passes the upstream gradient by name.
             scale = (args[0] if upstream is None else upstream)[0]
             return (
                 ops.cast(d_hidden * scale, hidden.dtype),
@@ -111,7 +113,7 @@ def weighted_losses(
 
 
 def _blocks(x: Any, kernel: Any) -> Any:
-    """(B, T, ...) as (B, blocks, t, ...), the last block filled up with zeros."""
+    """Splits (B, T, ...) into (B, blocks, t, ...) and fills the last block with zeros."""
     length = x.shape[1]
     count = -(-length // max(1, BLOCK_LOGITS // kernel.shape[1]))
     positions = -(-length // count)
@@ -121,18 +123,18 @@ def _blocks(x: Any, kernel: Any) -> Any:
 
 
 def _joined(blocks: Any, targets: Any) -> Any:
-    """(blocks, B, t, ...) as (B, T, ...), without what filled up the last block."""
+    """Joins (blocks, B, t, ...) to (B, T, ...) and drops what fills the last block."""
     blocks = ops.swapaxes(blocks, 0, 1)
     count, positions, *rest = blocks.shape[1:]
     return ops.reshape(blocks, (-1, count * positions, *rest))[:, : targets.shape[1]]
 
 
 def _scan(step: Any, state: Any, blocks: int, dtypes: tuple[str, str]) -> tuple[Any, list[Any]]:
-    """What `ops.scan` does over the numbers of the blocks.
+    """Does what `ops.scan` does, over the numbers of the blocks.
 
-    On TensorFlow Keras's (3.15) returns outputs only of the state's own shape and dtype.  One block
-    is done before the next begins; and unlike a loop that Python unrolls, the graph of a step stays
-    small: it is made sooner, and takes 50 MB less (benchmarks/README.md).
+    On TensorFlow, the outputs of Keras 3.15's `ops.scan` must have the shape and dtype of the
+    state. The loop finishes one block before it begins the next. A loop that Python unrolls would
+    make a larger graph, which takes longer to build and 50 MB more (benchmarks/README.md).
     """
     if keras.backend.backend() != "tensorflow":
         return ops.scan(step, state, ops.arange(blocks))
@@ -155,31 +157,31 @@ def _float32(x: Any) -> Any:
 
 
 def _weighted(x: Any, weights: Any) -> Any:
-    """float32 (..., C + 1): each row with a 1 after it, times its weight."""
+    """Appends a 1 to each row and multiplies the row by its weight: float32 (..., C + 1)."""
     return _with_ones(_float32(x)) * weights[..., None]
 
 
 def _with_ones(x: Any) -> Any:
-    """(..., C + 1): a 1 after each row."""
+    """Appends a 1 to each row: (..., C + 1)."""
     return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
 
 
 def _with_bias(kernel: Any, bias: Any) -> Any:
-    """(C + 1, V): the bias as one more row of the kernel, whose input is always 1.
+    """Appends the bias to the kernel as one more row, whose input is always 1: (C + 1, V).
 
-    It spares a pass over the logits, and 100 MB: what oneDNN packs of 256 rows is twice what it
-    packs of 257, and stays behind in the heap of each thread (benchmarks/README.md).
+    This saves a pass over the logits. It also saves memory: oneDNN packs twice as much of 256 rows
+    as of 257, and the packed copy stays in the heap of each thread (benchmarks/README.md).
     """
     return ops.concatenate([kernel, ops.cast(bias, kernel.dtype)[None]])
 
 
 def _logits(hidden: Any, whole: Any) -> Any:
-    """float32 (B, t, V), of hidden states (B, t, C) and what `_with_bias` made."""
+    """Returns logits, float32 (B, t, V), for hidden states (B, t, C) and `_with_bias`'s matrix."""
     flat = ops.reshape(_with_ones(hidden), (-1, whole.shape[0]))
     logits = ops.cast(ops.matmul(flat, whole), "float32")
     return ops.reshape(logits, (-1, hidden.shape[1], whole.shape[1]))
 
 
 def _of_each(values: Any, chosen: Any) -> Any:
-    """Of (B, t, V) the one at each index (B, t)."""
+    """Picks from (B, t, V) the value at each index (B, t)."""
     return ops.take_along_axis(values, chosen[..., None], axis=-1)[..., 0]

@@ -35,6 +35,8 @@ def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
     """
     batch, _, length, width = query.shape
     query = query * width**-0.5
+    # On TensorFlow the products of one position of one sequence take less time as sums, by a
+    # twentieth of a token in the published size, by a seventh with four blocks and 2,000 words.
     single = batch == 1 and length == 1
     if single:
         scores = ops.sum(query * keys, axis=-1)[:, :, None]  # (B, H, 1, K)
@@ -49,10 +51,10 @@ def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
 
 
 class Linear(layers.Layer):
-    """A product with a kernel, whose shape may have more than two dimensions, and a bias.
+    """A Dense layer whose kernel may have more than two dimensions.
 
-    It always multiplies two matrices. On TensorFlow, Keras's EinsumDense multiplies one sequence
-    at a time and adds up one gradient of the kernel per sequence.
+    Keras's EinsumDense, which has such kernels, multiplies one sequence at a time on TensorFlow
+    and adds up one gradient of the kernel per sequence. This one multiplies two matrices.
 
     Args:
         inputs: The shape of an input.
@@ -74,15 +76,14 @@ class Linear(layers.Layer):
         return ops.cast(matrix, self.compute_dtype)
 
     def call(self, x: Any, matrix: Any) -> Any:
-        """Returns (N, outputs) for (N, inputs) and the kernel's matrix."""
+        """Returns (N, outputs) for (N, inputs) and `matrix`, which decoding makes only once."""
         return ops.matmul(x, matrix) + ops.reshape(self.bias, (-1,))
 
 
 class Block(layers.Layer):
     """Causal self-attention and a feed-forward layer, each added to its input and normalised.
 
-    The kernels have the shapes and initialisers of `keras.layers.MultiHeadAttention`: Glorot's
-    range differs between (C, H, D) and (C, H * D).
+    The kernels have the shapes and initial ranges of `keras.layers.MultiHeadAttention`.
     """
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
@@ -127,7 +128,7 @@ class Block(layers.Layer):
             mask: Which positions each position may see; bool, broadcast to (B, H, T, K).
             cache: Keys and values of earlier positions, for T = 1; None: there are none (K = T).
             column: The column of the cache that this position is written to.
-            matrices: What `matrices` returned; None: the weights as they are.
+            matrices: What the method `matrices` returned; None: made of the current weights.
             training: Whether dropout is on.
 
         Returns:
@@ -223,7 +224,7 @@ class MiniGPT(keras.Model):
             cache: The keys and values of each block for the columns before `column`, with room for
                 this one; None: the sequences begin here.
             column: The column of the first token.
-            matrices: What `Block.matrices` of each block returned; None: the weights as they are.
+            matrices: What each `Block.matrices` returned; None: made of the current weights.
             training: Whether dropout is on.
 
         Returns:
