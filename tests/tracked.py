@@ -84,6 +84,15 @@ def write_run(root: Path, epochs: int = 3, train_id: str = "t1", model: str | No
     files.write_json(root / paths.RUN, {**run, "epochs": timings})
 
 
+def write_model(root: Path, config: Config = CONFIG) -> str:
+    """Writes what tells with what a model was made, and returns the model's digest."""
+    plain = config.model_dump(mode="json")
+    sections = {name: plain[name] for name in ("vocabulary", "sequences", "model", "train")}
+    sections["model"] |= {"vocabulary_size": 1000, "dtype_policy": "float32"}
+    files.write_json(root / paths.MODEL / "config.json", {"format": 2, "config": sections})
+    return files.sha256(root / paths.MODEL / "config.json")
+
+
 def write_evaluation(root: Path, model: str = MODEL, **other: float) -> None:
     """Writes what the stages after train write of a model."""
     numbers = {"loss": 4.5, "unigram": {"loss": 6.4}, "held_out": {"targets": 9, "digest": "ab"}}
@@ -189,5 +198,11 @@ def fake_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setitem(sys.modules, f"minigpt.{name}", fake)
         monkeypatch.setattr(importlib.import_module(package), module, fake, raising=False)
     (folder / "model").mkdir()
-    (folder / "model/config.json").write_text("a model")
+    write_fake(folder / "model", "a model")
     return folder / "model"
+
+
+def write_fake(model: Path, text: str) -> str:
+    """Writes the only file of such a directory, and returns the directory's digest."""
+    (model / "config.json").write_text(text, encoding="utf-8")
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -82,7 +82,8 @@ def _retrain(given: argparse.Namespace) -> int:
 
 def _export(given: argparse.Namespace) -> int:
     backend.choose()
-    from minigpt.model import directory
+    with backend.importing("error: export: interrupted"):
+        from minigpt.model import directory
 
     out = given.out or given.folder.with_name(f"{given.folder.resolve().name}.keras")
     try:

@@ -51,10 +51,19 @@ class Registered:
         return {"version": str(version.version), **own}
 
     def challenge(
-        self, challenger: dict[str, Any], measure: Any = never, **settings: float
+        self,
+        challenger: dict[str, Any],
+        measure: Any = never,
+        promotes: bool = True,
+        **settings: float,
     ) -> dict[str, Any]:
         return registry.challenge(
-            self.uri, self.name, challenger, {**SETTINGS, **settings}, measure
+            self.uri,
+            self.name,
+            challenger,
+            {**SETTINGS, **settings},
+            measure,
+            promotes=promotes,
         )
 
     def state(self) -> champion.State:
@@ -117,6 +126,31 @@ def test_nothing_held_out_is_never_the_champion(mini: Registered) -> None:
         assert "nothing is held out" in outcome["reason"]
         mini.challenge(mini.version(1.5))
     assert outcome["champion"] == {"version": "2"}
+
+
+def test_an_experiment_in_a_copy_is_promoted_by_hand(mini: Registered) -> None:
+    first = mini.version(1.5)
+    outcome = mini.challenge(first, promotes=False)
+    assert outcome["verdict"] == "not promoted"
+    assert outcome["reason"] == (
+        "bits per byte 1.5000; there was no champion; an experiment in a copy of the project is "
+        "promoted by hand: `minigpt promote 1 --reason ...`"
+    )
+    assert mini.state() == (None, [])
+    version = mini.client.get_model_version(mini.name, "1")
+    assert version.tags["minigpt.gate"] == f"not promoted: {outcome['reason']}"
+    assert mini.challenge(first, promotes=False) == outcome
+
+    # In the project itself the same version is decided on.
+    assert mini.challenge(first)["verdict"] == "promoted"
+    assert mini.challenge(first, promotes=False)["verdict"] == "promoted"
+    worse, better = mini.version(1.6), mini.version(1.4)
+    assert mini.challenge(worse, promotes=False)["verdict"] == "kept"
+    outcome = mini.challenge(better, promotes=False)
+    assert outcome["reason"].startswith("bits per byte 1.4000 against the champion's 1.5000 ")
+    assert outcome["champion"]["bits_per_byte"] == 1.5
+    assert mini.state().version == "1"
+    champion.promote(mini.uri, mini.name, outcome["challenger"]["version"], reason="as it says")
 
 
 # A champion that was measured on other reviews, or in another vocabulary.

@@ -1,6 +1,7 @@
 """What the gate decides, and how it explains that."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -179,3 +180,15 @@ def test_a_model_that_was_not_compared_is_not_promoted(
 ) -> None:
     assert gate.decide(None, "1", theirs, needed)[0] == "not compared"
     assert gate.decide(mine, "1", None, needed)[0] != "promoted"
+
+
+def test_experiments_in_copies_are_left_to_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy, project = Path("/home/anna/gpt/.dvc/tmp/exps/tmpa1b2c3"), Path("/home/anna/gpt")
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    assert gate.promotes("workspace", project)  # dvc repro
+    assert gate.promotes("workspace", copy)  # whoever works there by hand
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-dawn")
+    assert gate.promotes("workspace", project)  # dvc exp run, and so `make retrain`
+    assert not gate.promotes("workspace", copy)  # --temp and --queue
+    assert not gate.promotes("workspace", copy / "a project in a repository")
+    assert gate.promotes("always", copy)

@@ -2,13 +2,17 @@
 
 import json
 import math
+import os
+import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from tracked import (
     CONFIG,
     MD5,
@@ -206,6 +210,86 @@ def test_another_configuration_or_training_is_another_run(project: Path) -> None
     neutral = {"preview": {"seed": 9}, "checkpointing": {"steps": 9}, "logging": {"steps": 9}}
     assert run_id(tracking={"model_name": "other"}, **neutral) == first
     assert len(runs(project)) == 3
+
+
+def test_two_that_make_the_run_at_once_on_a_server_take_the_same(
+    project: Path, monkeypatch: Any
+) -> None:
+    """A server has no lock: another process makes the run between our search and our own."""
+    write_run(project, epochs=0, model=None)
+    real, made = MlflowClient.create_run, []
+
+    def crossed(self: MlflowClient, *args: Any, **settings: Any) -> Run:
+        early = {**settings, "start_time": 1}
+        made.extend([real(self, *args, **early), real(self, *args, **settings)])
+        return made[1]
+
+    monkeypatch.setattr(MlflowClient, "create_run", crossed)
+    mirror = Mirror(project, CONFIG)
+    mirror.send()
+    assert mirror.run_id == made[0].info.run_id
+    assert [run.info.run_id for run in runs(project)] == [mirror.run_id]
+
+
+def test_an_experiment_that_another_has_just_made_is_taken(project: Path, monkeypatch: Any) -> None:
+    real = MlflowClient.create_experiment
+
+    def crossed(self: MlflowClient, *args: Any, **settings: Any) -> str:
+        real(self, *args, **settings)
+        return real(self, *args, **settings)
+
+    monkeypatch.setattr(MlflowClient, "create_experiment", crossed)
+    write_run(project, epochs=0, model=None)
+    Mirror(project, CONFIG, strict=True).send()
+    assert len(runs(project)) == 1
+
+
+def test_a_deleted_experiment_names_the_ways_on(
+    project: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    write_run(project)
+    Mirror(project, CONFIG).send()
+    (run,) = runs(project)
+    client(project).delete_experiment(run.info.experiment_id)
+    restore = rf"`(.* mlflow experiments restore -x {run.info.experiment_id})`"
+    with pytest.raises(
+        InputError, match=rf"'minigpt' was deleted: restore it \({restore}\)"
+    ) as told:
+        Mirror(project, CONFIG, strict=True).send()
+    assert "MLFLOW_EXPERIMENT_NAME" in str(told.value)
+    assert "\n" not in str(told.value)
+    Mirror(project, CONFIG).send()
+    (warning,) = caplog.messages
+    assert str(told.value) in warning
+
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    Mirror(project, CONFIG, strict=True).send()
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    found = re.search(restore, str(told.value))
+    assert found
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin:/bin"}
+    subprocess.run(found[1], shell=True, check=True, env=environment, cwd=project.parent)
+    Mirror(project, CONFIG, strict=True).send()
+    assert [found.info.run_id for found in runs(project)] == [run.info.run_id]
+
+
+def test_a_run_that_was_deleted_meanwhile(project: Path, caplog: Any) -> None:
+    write_run(project, epochs=1, model=None)
+    live = Mirror(project, CONFIG)
+    live.send()
+    first = live.run_id
+    client(project).delete_run(first)
+    strict = Mirror(project, CONFIG, strict=True)
+    write_run(project)
+    live.send()
+    (warning,) = caplog.messages
+    assert f"the run {first} was deleted: restore it (`MLFLOW_TRACKING_URI=" in warning
+    assert f"mlflow runs restore --run-id {first}`)" in warning
+    live.send()  # as the next epoch does
+    assert live.run_id != first
+    assert len(points(project, "loss")) == 3
+    strict.send()
+    assert strict.run_id == live.run_id
 
 
 def test_a_mirror_follows_the_training_that_run_json_names(project: Path) -> None:

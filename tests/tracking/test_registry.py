@@ -1,8 +1,10 @@
 """A model directory becomes a version of the registered model, in real sqlite stores."""
 
 import ast
+import hashlib
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,19 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from tracked import CONFIG, REQUEST, SAMPLING, Echo, changed, client, write_run
+from mlflow.models import Model
+from tracked import CONFIG, REQUEST, SAMPLING, Echo, changed, client, runs, write_fake, write_run
 
+from minigpt.common import backend
 from minigpt.common.errors import InputError
-from minigpt.tracking import registry
+from minigpt.tracking import registry, store, version
 from minigpt.tracking.mirror import Mirror
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
+EVALUATED = hashlib.sha256(b"a model").hexdigest()
 WANTED: dict[str, Any] = {
+    "evaluated": EVALUATED,
     "name": "mini",
     "alias": "newest",
     "prompts": ["this movie"],
@@ -49,19 +55,19 @@ def test_registering_twice_gives_one_version(
         "uri": "models:/mini/1",
         "alias": "newest",
         "run_id": mirror.run_id,
-        "model": first["model"],
+        "model": EVALUATED,
     }
     again = Mirror(project, CONFIG, strict=True)
     best = {**WANTED, "alias": "best"}
     assert registry.register(again, model_dir, **best) == {**first, "alias": "best"}
-    (model_dir / "config.json").write_text("another model")
-    other = registry.register(again, model_dir, **WANTED)
-    assert other["version"] == "2" and other["model"] != first["model"]
+    another = write_fake(model_dir, "another model")
+    other = registry.register(again, model_dir, **{**WANTED, "evaluated": another})
+    assert (other["version"], other["model"]) == ("2", another)
     versions = [
         client(project).get_model_version_by_alias("mini", alias) for alias in ("best", "newest")
     ]
-    assert [str(version.version) for version in versions] == ["1", "2"]
-    assert [version.description for version in versions] == ["# version 1", "# version 2"]
+    assert [str(found.version) for found in versions] == ["1", "2"]
+    assert [found.description for found in versions] == ["# version 1", "# version 2"]
     assert versions[0].run_id == mirror.run_id
 
     prompts = pd.DataFrame({"prompt": ["a", "b"]})
@@ -87,7 +93,7 @@ def test_registering_twice_gives_one_version(
     assert not [name for name in files if Path(name).suffix in pickled]
     assert not [name for name in files if (local / name).read_bytes()[:1] == b"\x80"]
     requirements = (local / "requirements.txt").read_text().split()
-    assert {line.split("==")[0] for line in requirements} == set(registry.REQUIREMENTS)
+    assert {line.split("==")[0] for line in requirements} == set(version.REQUIREMENTS)
     recorded = yaml.safe_load((local / "MLmodel").read_text())
     flavor = recorded["flavors"]["python_function"]
     assert flavor["model_code_path"].endswith("pyfunc.py") and "python_model" not in flavor
@@ -136,6 +142,131 @@ def test_registering_needs_a_model_that_works_and_the_store(
         registry.register(Mirror(project, CONFIG, strict=True), model_dir, **WANTED)
     with pytest.raises(InputError, match="mini is not registered"):
         registry.register(Mirror(project, CONFIG), model_dir, **WANTED)
+
+
+def test_nothing_but_what_was_evaluated_is_registered(
+    project: Path, mirror: Mirror, model_dir: Path, monkeypatch: Any
+) -> None:
+    """The model directory is replaced before, while and after it is copied."""
+    save, load = mlflow.pyfunc.save_model, mlflow.pyfunc.load_model
+    other = write_fake(model_dir, "another model")
+    replaced = "model was replaced since it was evaluated: run `dvc repro evaluate`"
+    with pytest.raises(InputError, match=replaced):
+        registry.register(mirror, model_dir, **WANTED)
+    with monkeypatch.context() as patch, pytest.raises(InputError, match=replaced):
+
+        def saves(**settings: Any) -> None:
+            write_fake(model_dir, "a model")
+            save(**settings)
+
+        patch.setattr(mlflow.pyfunc, "save_model", saves)
+        registry.register(mirror, model_dir, **{**WANTED, "evaluated": other})
+    assert client(project).search_registered_models() == []
+    assert logged_models(project) == []
+
+    def loads(path: str) -> Any:
+        write_fake(model_dir, "another model")
+        return load(path)
+
+    monkeypatch.setattr(mlflow.pyfunc, "load_model", loads)
+    registry.register(mirror, model_dir, **WANTED)
+    held = registry.fetch(mirror.uri, "mini", "1", project / "fetched")
+    assert held and (held / "config.json").read_text(encoding="utf-8") == "a model"
+
+
+def logged_models(project: Path) -> list[Any]:
+    experiment = client(project).get_experiment_by_name("minigpt")
+    assert experiment
+    return list(client(project).search_logged_models([experiment.experiment_id]))
+
+
+def test_a_version_belongs_to_its_run(project: Path, mirror: Mirror, model_dir: Path) -> None:
+    registry.register(mirror, model_dir, **WANTED)
+    (logged,) = logged_models(project)
+    assert (logged.source_run_id, str(logged.status)) == (mirror.run_id, "READY")
+    assert logged.params["train.epochs"] == "3"
+    found = client(project).get_model_version("mini", "1")
+    assert (found.run_id, found.source) == (mirror.run_id, f"models:/{logged.model_id}")
+    run = client(project).get_run(mirror.run_id)
+    assert [output.model_id for output in run.outputs.model_outputs] == [logged.model_id]
+    assert run.info.status == "FINISHED"
+    described = Model.load("models:/mini/1")
+    assert (described.run_id, described.model_id) == (mirror.run_id, logged.model_id)
+
+
+def test_a_library_says_nothing_while_it_registers(
+    mirror: Mirror, model_dir: Path, capfd: Any, caplog: Any
+) -> None:
+    backend.quiet()
+    registry.register(mirror, model_dir, **WANTED)
+    assert tuple(capfd.readouterr()) == ("", "")
+    assert caplog.messages == []
+
+
+AT_ONCE = """
+import sys
+from multiprocessing import get_context
+from pathlib import Path
+import pytest
+from tracked import CONFIG, fake_model, write_lock, write_run
+from minigpt.tracking import registry
+from minigpt.tracking.mirror import Mirror
+
+def act(barrier, root, wanted):
+    model = fake_model(root, pytest.MonkeyPatch())
+    write_lock(root)
+    write_run(root)
+    mirror = Mirror(root, CONFIG, strict=True)
+    barrier.wait()
+    mirror.send()
+    registry.register(mirror, model, **wanted, description="# version {}".format)
+
+context = get_context("fork")
+wanted = eval(sys.argv[1])
+barrier = context.Barrier(len(sys.argv) - 2)
+running = [
+    context.Process(target=act, args=(barrier, Path(root), wanted)) for root in sys.argv[2:]
+]
+[process.start() for process in running]
+[process.join() for process in running]
+sys.exit(any(process.exitcode for process in running))
+"""
+
+
+def test_copies_of_the_project_that_register_at_once_make_one_version(
+    project: Path, monkeypatch: Any
+) -> None:
+    uri = store.tracking_uri(project)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    copies = [project / str(number) for number in range(3)]
+    for copy in copies:
+        copy.mkdir()
+    wanted = {key: value for key, value in WANTED.items() if key != "description"}
+    command = [sys.executable, "-c", AT_ONCE, repr(wanted), *map(str, copies)]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (made,) = client(project).search_model_versions("name = 'mini'")
+    assert (str(made.version), made.description) == ("1", "# version 1")
+    assert [f"models:/{model.model_id}" for model in logged_models(project)] == [made.source]
+    assert len(runs(project)) == 1
+
+
+def test_on_a_server_the_lowest_version_wins(
+    project: Path, mirror: Mirror, model_dir: Path, monkeypatch: Any
+) -> None:
+    """A server has no lock: another process is faster after we have looked."""
+    real = MlflowClient.create_model_version
+
+    def overtaken(self: MlflowClient, *args: Any, **settings: Any) -> Any:
+        real(self, *args, **settings)
+        return real(self, *args, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", overtaken)
+        assert registry.register(mirror, model_dir, **WANTED)["version"] == "1"
+    assert len(client(project).search_model_versions("name = 'mini'")) == 1
+    assert registry.register(mirror, model_dir, **WANTED)["version"] == "1"
 
 
 class Opens:
@@ -192,7 +323,7 @@ def test_a_version_without_a_description_holds_no_model(
 def test_the_requirements_of_a_version_are_what_serving_imports() -> None:
     """The packages that our modules import which pyfunc.py imports, by the name pip gives them."""
     names = {"yaml": "pyyaml"}
-    source, waiting, found = Path(registry.__file__).parents[2], ["minigpt.tracking.pyfunc"], set()
+    source, waiting, found = Path(version.__file__).parents[2], ["minigpt.tracking.pyfunc"], set()
     seen: set[str] = set()
     while waiting:
         module = waiting.pop()
@@ -209,4 +340,4 @@ def test_the_requirements_of_a_version_are_what_serving_imports() -> None:
     found -= {*sys.stdlib_module_names, "minigpt"}
     # Parts that are used only with another backend, or to compose the configuration.
     found -= {"jax", "torch", "hydra", "pydantic_core"}
-    assert {names.get(name, name) for name in found} == set(registry.REQUIREMENTS)
+    assert {names.get(name, name) for name in found} == set(version.REQUIREMENTS)

@@ -34,6 +34,24 @@ def test_where_the_runs_are_kept(tmp_path: Path, monkeypatch: Any) -> None:
     assert store.sqlite_path("http://mlflow:5000") is None
 
 
+@pytest.mark.parametrize("name", ["a?b", "a?mode=memory", "100%25", "a%b", "#1 ä;+&=@"])
+def test_a_store_is_where_its_address_says_and_nowhere_else(
+    name: str, tmp_path: Path, empty_store: bytes
+) -> None:
+    root = tmp_path / name
+    root.mkdir()
+    uri = store.tracking_uri(root)
+    (root / "mlflow.db").write_bytes(empty_store)
+    with store.open_store(uri) as client:
+        location = (root / "mlartifacts").as_uri()
+        run = client.create_run(client.create_experiment("a", location)).info.run_id
+        client.log_text(run, "text", "a.txt")
+        local = client.download_artifacts(run, "a.txt", str(tmp_path))
+    assert Path(local).read_text(encoding="utf-8") == "text"
+    assert list(root.glob("mlartifacts/*/artifacts/a.txt"))
+    assert {path.name for path in tmp_path.iterdir()} == {name, "a.txt"}
+
+
 def test_a_store_that_was_not_finished_takes_no_place(
     tmp_path: Path, empty_store: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def holder(path: Path) -> str:
         about = path.stat()
         device = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}"
         for line in Path("/proc/locks").read_text(encoding="utf-8").splitlines():
-            # 1: FLOCK ADVISORY WRITE <pid> <device>:<inode> <range>; `->` marks a process that waits
+            # `1: FLOCK ADVISORY WRITE pid device:inode range`; `->` marks a process that waits
             fields = line.split()
             if fields[1] != "->" and fields[5] == f"{device}:{about.st_ino}" and fields[4] > "0":
                 return fields[4]

@@ -24,7 +24,7 @@ def run() -> None:
     evaluation = _json(paths.EVALUATION)
     trained = directory.load(paths.MODEL)
     for path, stage in ((paths.EVALUATION, "evaluate"), (paths.RUN, "train")):
-        if _json(path)["model"] != trained.sha256:
+        if not path.exists() or _json(path)["model"] != trained.sha256:
             raise InputError(
                 f"{path} describes another model than {paths.MODEL}: run `dvc repro {stage}`"
             )

@@ -6,9 +6,10 @@ moved, and withdraws if somebody else came in between.
 """
 
 import contextlib
+import random
 import time
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -18,8 +19,11 @@ from minigpt.common.redaction import redact
 from minigpt.tracking import history
 from minigpt.tracking.store import FAILURES, lock, open_store, reason_of, sqlite_path
 
+T = TypeVar("T")
+
 ALIAS = "champion"
 LONGEST_REASON = 1000  # characters; MLflow's column for the whole entry has 5000
+ATTEMPTS = 5
 UNDER_WAY_S = 3  # how long another move on a server may take from its entry to the alias
 
 
@@ -96,18 +100,20 @@ def move(uri: str, name: str, version: str, *, how: str, reason: str, expected: 
             between on a server.
     """
     reason = _checked(reason)
-    with _alone(uri) as client:
-        now = _at_rest(client, uri, name)
+
+    def decide(client: MlflowClient, now: _Now) -> bool:
         if now.version != expected:
             return False
         if version != now.version:
-            try:
-                _make(client, uri, name, now, version, how, reason)
-            except _CrossedError:
-                return False
-        elif last := now.unfinished:
-            _settle(client, name, last)
-    return True
+            _make(client, uri, name, now, version, how, reason)
+        elif now.unfinished:
+            _settle(client, name, now.unfinished)
+        return True
+
+    try:
+        return _in_turn(uri, name, decide)
+    except _CrossedError:
+        return False
 
 
 def promote(uri: str, name: str, version: str, *, reason: str) -> str | None:
@@ -120,19 +126,21 @@ def promote(uri: str, name: str, version: str, *, reason: str) -> str | None:
         InputError: There is no such version, it is the champion already, or `move` fails.
     """
     reason = _checked(reason)
-    with _alone(uri) as client:
-        now, known = _at_rest(client, uri, name), _versions(client, name)
+
+    def decide(client: MlflowClient, now: _Now) -> str | None:
+        known, last = _versions(client, name), now.unfinished
         if version not in known:
             there = ", ".join(sorted(known, key=int)) or "none"
             raise InputError(f"{name} has no version {version}; there are: {there}")
-        last = now.unfinished
         if last and (last.how, last.version) == ("promote", version):
             _settle(client, name, last)
             return last.before
         if version == now.version:
             raise InputError(f"version {version} of {name} is the champion already")
-        _make_by_hand(client, uri, name, now, version, "promote", reason)
-    return now.version
+        _make(client, uri, name, now, version, "promote", reason)
+        return now.version
+
+    return _by_hand(uri, name, decide)
 
 
 def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
@@ -148,8 +156,8 @@ def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
         InputError: The history has no previous champion, or `move` fails.
     """
     reason = _checked(reason)
-    with _alone(uri) as client:
-        now = _at_rest(client, uri, name)
+
+    def decide(client: MlflowClient, now: _Now) -> tuple[str, str | None]:
         last = now.unfinished
         if last and last.how == "rollback":
             _settle(client, name, last)
@@ -162,15 +170,40 @@ def rollback(uri: str, name: str, *, reason: str) -> tuple[str, str | None]:
             raise InputError(
                 f"{name} has no champion to go back to (now: {is_now}); `minigpt history`"
             )
-        _make_by_hand(client, uri, name, now, earlier[-1], "rollback", reason)
-    return earlier[-1], now.version
+        _make(client, uri, name, now, earlier[-1], "rollback", reason)
+        return earlier[-1], now.version
+
+    return _by_hand(uri, name, decide)
 
 
-@contextlib.contextmanager
-def _alone(uri: str) -> Iterator[MlflowClient]:
-    # To open a store takes longer than to move an alias, so the lock comes second.
-    with open_store(uri) as client, lock(uri):
-        yield client
+def _by_hand(uri: str, name: str, decide: Callable[[MlflowClient, _Now], T]) -> T:
+    try:
+        return _in_turn(uri, name, decide)
+    except _CrossedError:
+        raise InputError(
+            f"the champion of {name} was moved at the same time, to version "
+            f"{state(uri, name).version}; see `minigpt history`, then decide again"
+        ) from None
+
+
+def _in_turn(uri: str, name: str, decide: Callable[[MlflowClient, _Now], T]) -> T:
+    """Decides and makes a move while no other is made.
+
+    On a server, moves that begin at the same time all withdraw. Each is tried again a moment later,
+    unless another has been made meanwhile.
+    """
+    with open_store(uri) as client:
+        _read(client, uri, name)  # to open a store takes longer than to move an alias in it
+        with lock(uri):
+            first = now = _at_rest(client, uri, name)
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(_CrossedError):
+                    return decide(client, now)
+                time.sleep(random.uniform(0, UNDER_WAY_S))
+                now = _at_rest(client, uri, name)
+                if now.version != first.version:
+                    break
+    raise _CrossedError
 
 
 def _read(client: MlflowClient, uri: str, name: str) -> _Now:
@@ -204,16 +237,6 @@ def _at_rest(client: MlflowClient, uri: str, name: str) -> _Now:
         time.sleep(0.2)
         now = _read(client, uri, name)
     return now
-
-
-def _make_by_hand(client: MlflowClient, uri: str, name: str, now: _Now, *move: str) -> None:
-    try:
-        _make(client, uri, name, now, *move)
-    except _CrossedError:
-        raise InputError(
-            f"the champion of {name} was moved at the same time, to version "
-            f"{_read(client, uri, name).version}; see `minigpt history`, then decide again"
-        ) from None
 
 
 def _make(
@@ -256,7 +279,7 @@ def _versions(client: MlflowClient, name: str) -> set[str]:
 
 
 def _checked(reason: str) -> str:
-    reason = " ".join(reason.split())
+    reason = redact(" ".join(reason.split()))
     if not 0 < len(reason) <= LONGEST_REASON:
         raise InputError(
             f"the reason has {len(reason)} characters: 1 to {LONGEST_REASON} are allowed; say why"

@@ -1,9 +1,10 @@
 """A limit on the wall clock for each call of MLflow.
 
-MLflow's own timeouts hold for one read, so a server that sends a byte a second keeps a caller for
-ever. So does a stopped process that has locked a database which MLflow opens.
+MLflow's own timeouts hold for one read, so a server that sends a byte a second would keep a caller
+for ever.
 """
 
+import contextlib
 import contextvars
 import threading
 import time
@@ -51,7 +52,7 @@ def within(limit_s: float, action: Callable[[], T], received: Callable[[], int] 
         left_s = began + total_s - time.monotonic()
         if left_s <= 0:
             threading._register_atexit(_let_the_process_end)  # type: ignore[attr-defined]
-            raise LateError(f"no answer within {total_s:.3g} s")
+            raise LateError(f"no answer within {round(total_s, 1):g} s")
         wait_for([future], timeout=min(left_s, 1))
     return future.result()
 
@@ -89,8 +90,12 @@ class _Bounded:
 
 
 def size(folder: Path) -> int:
-    """Returns the bytes of the files in a folder."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    """Returns the bytes of the files in a folder; a download may rename them meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += file.stat().st_size if file.is_file() else 0
+    return total
 
 
 def _let_the_process_end() -> None:

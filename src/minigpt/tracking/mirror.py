@@ -10,6 +10,8 @@ import json
 import logging
 import math
 import os
+import random
+import re
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Experiment, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from minigpt.common import paths
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PATIENCE_S = 3  # for all failures of a process together; for one call of a server too
+AT_ONCE_S = 1  # after which the runs that several processes made at once are all to be seen
 SQLITE_S = 30  # for one call of a sqlite store, which itself waits 20 s for another process
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100  # MLflow's limits
 
@@ -115,9 +118,9 @@ class Mirror:
         if found and found.origin.differing:
             stages = " ".join(found.origin.stages)
             self._warn(
-                "some files were not made with resolved.yaml, and are logged as they were made: "
-                f"{'; '.join(found.origin.differing)}. `dvc unfreeze {stages}`, then `dvc repro` "
-                "makes them anew"
+                "MLflow and the model card show what the files were made with, not resolved.yaml: "
+                f"{'; '.join(found.origin.differing)}. To make them anew: `dvc unfreeze {stages}`, "
+                "then `dvc repro`"
             )
         return found
 
@@ -129,7 +132,7 @@ class Mirror:
     def _attempt(self, found: contents.Contents, action: Callable[[MlflowClient], T]) -> T | None:
         if self._strict:
             with store.told(self.uri):
-                return action(self._open(found.identity))
+                return self._repeated(lambda: action(self._open(found.identity)))
         if self._lost_s >= PATIENCE_S:
             return None
         began = time.monotonic()
@@ -149,6 +152,17 @@ class Mirror:
                 )
             return None
 
+    def _repeated(self, action: Callable[[], T]) -> T:
+        """Does something again if another process has written the same at the same time."""
+        for _ in range(3):
+            try:
+                return action()
+            except MlflowException as error:
+                if not re.search("(?i)unique|duplicate", str(error)):
+                    raise
+                time.sleep(random.uniform(0, AT_ONCE_S))
+        return action()
+
     def _left_s(self) -> float:
         """Returns how long the next call of the store may take."""
         if self._strict:
@@ -164,32 +178,10 @@ class Mirror:
         with store.lock(self.uri):
             store.create(self.uri)
             client = deadline.client(self.uri, self._left_s)
-            where = self._experiment(client).experiment_id
+            where = view.experiment(client, self.uri)
             self.run_id = self._find_or_create(client, where, identity).info.run_id
         self._client, self._identity = client, identity
         return client
-
-    def _experiment(self, client: MlflowClient) -> Experiment:
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
-        found: Experiment | None = client.get_experiment_by_name(name)
-        if found is None:
-            path = store.sqlite_path(self.uri)
-            location = (path.parent / "mlartifacts").as_uri() if path else None
-            try:
-                made = client.create_experiment(name, artifact_location=location)
-                view.furnish(client, made)
-                found = client.get_experiment(made)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":  # a moment ago, on a server
-                    raise
-                return self._experiment(client)
-        if found.lifecycle_stage == "deleted":
-            restore = store.command(self.uri, "experiments", "restore", "-x", found.experiment_id)
-            raise InputError(
-                f"the experiment {name!r} was deleted: restore it (`{restore}`), or choose another "
-                "name (MLFLOW_EXPERIMENT_NAME)"
-            )
-        return found
 
     def _find_or_create(self, client: MlflowClient, where: str, identity: dict[str, str]) -> Run:
         if run := _first(client, where, identity):
@@ -204,7 +196,9 @@ class Mirror:
         if experiment := os.environ.get("DVC_EXP_NAME"):
             tags["dvc.exp"] = experiment
         made = client.create_run(where, tags=tags, run_name=experiment)
-        # Another process may have made one at the same time, on a server, which has no lock.
+        # On a server, which has no lock, another process may make one at the same time.
+        if not store.sqlite_path(self.uri):
+            time.sleep(AT_ONCE_S)
         first = _first(client, where, identity) or made
         if first.info.run_id != made.info.run_id:
             client.delete_run(made.info.run_id)

@@ -110,4 +110,4 @@ def _differing(name: str, made: Section, now: Section) -> Iterator[str]:
     for key, value in made.model_dump(mode="json").items():
         if value != theirs[key]:
             shown = [json.dumps(each, ensure_ascii=False) for each in (value, theirs[key])]
-            yield f"{name}.{key} is {shown[0]} (in resolved.yaml: {shown[1]})"
+            yield f"{name}.{key} is {shown[0]} (resolved.yaml: {shown[1]})"

@@ -13,9 +13,9 @@ from mlflow.entities.model_registry import ModelVersion
 from minigpt import config
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
-from minigpt.tracking import champion, deadline, gate, version
+from minigpt.tracking import champion, deadline, gate, store, version
 from minigpt.tracking.mirror import Mirror
-from minigpt.tracking.store import OPERATION_S, open_store
+from minigpt.tracking.store import open_store
 
 if TYPE_CHECKING:
     from minigpt.model.directory import ModelDirectory
@@ -69,21 +69,24 @@ def register(
     same = {MODEL: evaluated[:12], REQUEST: _request(mirror.config.tracking.request)}
     wanted = same | {key: str(value) for key, value in tags.items() if value is not None}
 
+    def alike(client: MlflowClient) -> list[ModelVersion]:
+        return version.alike(client, mirror, name, same)
+
     def find_or_create(client: MlflowClient) -> ModelVersion:
-        with tempfile.TemporaryDirectory() as parent:
-            found = version.lowest(client, mirror, name, same)
-            if found is None:
-                folder = Path(parent, "version")
-                version.build(folder, model_dir, evaluated, prompts, mirror.config)
-                found = version.publish(client, mirror, folder, name, same, wanted)
-        number = str(found.version)
-        for key, value in wanted.items() - found.tags.items():  # measured again since
+        found = alike(client)
+        made = found[0] if found else version.publish(client, mirror, folder, name, same, wanted)
+        number = str(made.version)
+        for key, value in wanted.items() - made.tags.items():  # measured again since
             client.set_model_version_tag(name, number, key, value)
         client.update_model_version(name, number, description(number)[:LONGEST_DESCRIPTION])
         client.set_registered_model_alias(name, alias, number)
-        return found
+        return made
 
-    made = mirror.attempt(find_or_create)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent, "version")
+        if mirror.attempt(alike) == []:
+            version.build(folder, model_dir, evaluated, prompts, mirror.config)
+        made = mirror.attempt(find_or_create)
     if made is None:
         raise InputError(f"{name} is not registered: MLflow at {redact(mirror.uri)} failed before")
     return {
@@ -191,7 +194,7 @@ def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
     mlflow.set_tracking_uri(uri)  # download_artifacts ignores its own argument for models
     with open_store(uri):
         local = deadline.within(
-            OPERATION_S,
+            store.OPERATION_S,
             lambda: mlflow.artifacts.download_artifacts(
                 f"models:/{name}/{number}", dst_path=str(folder)
             ),

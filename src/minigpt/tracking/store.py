@@ -1,11 +1,9 @@
 """Where runs and models are kept: the address of the MLflow store, and access to it."""
 
 import contextlib
-import hashlib
 import logging
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,12 +112,13 @@ def told(uri: str) -> Iterator[None]:
 
 def reason_of(uri: str, error: BaseException) -> str:
     """Returns the first line of an error without credentials, and who has locked the store."""
+    if isinstance(error, InputError):
+        return str(error)
     line = redact(str(error).strip().split("\n")[0])[:500] or type(error).__name__
     path = sqlite_path(uri)
-    if path and (isinstance(error, deadline.LateError) or "database is locked" in line):
-        for file in (path, _lock_of_mlflow(uri)):
-            if pid := locks.holder(file):
-                return f"{line}; process {pid} has locked {file}: wait until it ends, or end it"
+    late = isinstance(error, deadline.LateError) or "database is locked" in line
+    if path and late and (pid := locks.holder(path)):
+        line += f"; process {pid} has locked it: wait until it ends, or end it"
     return line
 
 
@@ -160,9 +159,3 @@ def lock(uri: str) -> Iterator[None]:
     busy = "process {pid} is using the MLflow store: wait until it ends, then run this again"
     with locks.hold(path.with_name(f"{path.name}.lock"), wait_s=LOCK_WAIT_S, busy=busy):
         yield
-
-
-def _lock_of_mlflow(uri: str) -> Path:
-    """Returns the file that MLflow locks without a limit while it opens a database."""
-    address = hashlib.md5(str(make_url(uri)).encode()).hexdigest()
-    return Path(tempfile.gettempdir(), f"db_init_lock-{address}")

@@ -97,14 +97,15 @@ def publish(
     mlflow.set_tracking_uri(mirror.uri)  # where a database looks for `models:/`
     made: ModelVersion | None = None
     with lock(mirror.uri):
-        first = lowest(client, mirror, name, same)
-        if first is None:
+        found = alike(client, mirror, name, same)
+        if not found:
             _create_registered_model(client, name)
             made = client.create_model_version(
                 name, f"models:/{model_id}", mirror.run_id, dict(tags), model_id=model_id
             )
             # On a server, which has no lock, another process may have been faster.
-            first = lowest(client, mirror, name, same) or made
+            found = alike(client, mirror, name, same) or [made]
+    first = found[0]
     if made and made.version != first.version:
         client.delete_model_version(name, str(made.version))
     if not made or made.version != first.version:
@@ -112,16 +113,16 @@ def publish(
     return first
 
 
-def lowest(
+def alike(
     client: MlflowClient, mirror: Mirror, name: str, tags: Mapping[str, str]
-) -> ModelVersion | None:
-    """Returns the first version that has these tags and is of the mirror's run, if there is one."""
+) -> list[ModelVersion]:
+    """Returns the versions that have these tags and are of the mirror's run, the first one first."""
     found = [
         each
         for each in client.search_model_versions(f"name = '{name}'")
         if tags.items() <= each.tags.items() and mirror.is_run(client, str(each.run_id))
     ]
-    return min(found, key=lambda each: int(each.version), default=None)
+    return sorted(found, key=lambda each: int(each.version))
 
 
 def model_of(folder: Path) -> Path | None:

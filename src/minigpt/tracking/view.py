@@ -1,4 +1,4 @@
-"""The page of the experiment in MLflow's UI: links to its runs, and a view of them with losses.
+"""The experiment in MLflow, and its page in the UI: links to the runs, and a view with losses.
 
 By itself the UI opens an experiment on pages for agents, and its table of runs has no metric. A
 view can be saved (MLflow 3.15 and later, under Views). It is a tag of the experiment, in a form
@@ -7,9 +7,14 @@ still lead to the runs.
 """
 
 import json
+import os
 from typing import Any
 
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from minigpt.common.errors import InputError
+from minigpt.tracking import store
 
 NAME = "losses"
 _CURVES = ("loss", "val_loss")
@@ -38,6 +43,38 @@ _STATE: dict[str, Any] = {
         {**_TABLE, "uuid": "table", "showDifferencesOnly": True},
     ],
 }
+
+
+def experiment(client: MlflowClient, uri: str) -> str:
+    """Returns the id of the experiment, which is made if there is none.
+
+    Args:
+        client: Of the store.
+        uri: The store's address. The artifacts of a sqlite file lie beside it.
+
+    Raises:
+        InputError: The experiment was deleted.
+    """
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "minigpt"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        path = store.sqlite_path(uri)
+        location = (path.parent / "mlartifacts").as_uri() if path else None
+        try:
+            made = client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # made a moment ago, on a server
+                raise
+            return experiment(client, uri)
+        furnish(client, made)
+        return made
+    if found.lifecycle_stage == "deleted":
+        restore = store.command(uri, "experiments", "restore", "-x", found.experiment_id)
+        raise InputError(
+            f"the experiment {name!r} was deleted: restore it (`{restore}`), or choose another "
+            "name (MLFLOW_EXPERIMENT_NAME)"
+        )
+    return found.experiment_id
 
 
 def furnish(client: MlflowClient, experiment_id: str) -> None:
