@@ -46,7 +46,7 @@ def test_a_backend_that_can_not_be_used_is_named(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match="'tensorfow': allowed are tensorflow, jax, torch"):
         backend.choose()
     monkeypatch.setenv("KERAS_BACKEND", "jax")
-    with pytest.raises(InputError, match="dvc exp run -S train[.]backend=jax"):
+    with pytest.raises(InputError, match=r"dvc exp run -S train\.backend=jax"):
         backend.choose("tensorflow")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="jax is not installed"):

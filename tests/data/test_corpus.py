@@ -64,7 +64,12 @@ def test_damaged_reviews_name_the_stage_that_makes_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EIO, "Input/output error"), pa.ArrowMemoryError("malloc of size 9")]
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error"),
+        pa.ArrowMemoryError("malloc of size 9"),
+        pa.ArrowCancelled("interrupted"),
+    ],
 )
 def test_the_content_is_not_blamed_for_a_failing_disk_or_memory(error: Exception) -> None:
     with pytest.raises(type(error)), corpus.as_input_error("damaged", OSError, pa.ArrowException):

@@ -232,20 +232,31 @@ def test_another_tokenizer_or_no_manifest_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held_out", "split"),
+    ("held_out", "fraction", "message"),
     [
-        ([], "validation"),
-        ([0], "validation"),  # of one token
-        (range(len(LENGTHS)), "train"),
+        ([], 0.05, r"nothing is held out: .* 12 reviews, .*\(60 or more are enough\), or raise"),
+        (
+            range(len(LENGTHS)),
+            0.2,
+            r"nothing is left to train on: .* 12 reviews, .*\(15 or more are enough\), or lower",
+        ),
+        ([0], 0.2, r"in the validation split: none of its reviews \(1 of 12\) has two tokens"),
     ],
 )
-def test_a_corpus_that_is_too_small_leaves_the_old_sequences(tmp_path, held_out, split):
+def test_a_corpus_that_is_too_small_leaves_the_old_sequences(tmp_path, held_out, fraction, message):
     write(tmp_path / "s")
     before = {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()}
-    with pytest.raises(InputError, match=f"corpus too small.*{split} split"):
-        write(tmp_path / "s", encoded(*reviews(LENGTHS), held_out))
+    with pytest.raises(InputError, match=message):
+        write(tmp_path / "s", encoded(*reviews(LENGTHS), held_out), validation_fraction=fraction)
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_texts_without_spaces_are_told_so(tmp_path, style):
+    ids, offsets = Tokenizer(("", "[UNK]"), style).encode(pa.array(["这部电影很好看。" * 99] * 3))
+    with pytest.raises(InputError, match=r"train split: .*\(3 of 3\) .*put spaces between"):
+        write(tmp_path / "s", encoded(ids, offsets, []), validation_fraction=0.0)
 
 
 def test_without_a_validation_split(tmp_path):

@@ -106,10 +106,26 @@ def test_a_piece_is_no_longer_than_an_arrow_array(monkeypatch):
     assert [[len(text) for text in piece] for piece in pieces] == [[25, 0, 2, 3, 4], [11, 1]]
 
 
-@pytest.mark.parametrize("texts", [[], ["", " <br /> "]])
-def test_nothing_to_count_is_an_error(texts):
-    with pytest.raises(InputError, match=f"no token to count in {len(texts)} texts"):
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [([], "the corpus is empty, or all of it is held out"), (["", " <br /> "], "white space and")],
+)
+def test_nothing_to_count_is_an_error(texts, why):
+    with pytest.raises(InputError, match=f"no token to count in {len(texts)} texts: .*{why}"):
         tokenizer.count(pa.array(texts, pa.string()), "published")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("这部电影很好看、我们都很喜欢它的音乐。", True),
+        ("यह फ़िल्म बहुत अच्छी थी।", False),
+        ("Donaudampfschifffahrtsgesellschaft a film", False),
+    ],
+)
+def test_texts_without_spaces_are_told_so(caplog, text, told):
+    tokenizer.count(pa.array([text] * 3), "spaced")
+    assert ("put some between the words" in caplog.text) == told
 
 
 def test_build_never_lists_the_special_tokens_twice():

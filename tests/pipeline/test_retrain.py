@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ WORKFLOW = Path(__file__).resolve().parents[2] / ".github/workflows/retrain.yml"
 VENV = Path(sys.prefix)
 
 # GitHub's command, as far as the workflow uses it: comments and pull requests are kept in files.
+# The first comment is someone else's, who knows the mark of ours.
 GH = """\
 #!/usr/bin/env bash
 set -euo pipefail
@@ -29,7 +31,13 @@ here=$(dirname "$0")
 last=${!#}
 echo "$*" >> "$here/calls"
 case "$1 $2" in
-  "api --paginate") if [ -e "$here/comment" ]; then echo 7; fi ;;
+  "api --paginate")
+    ours='[]'
+    mark='"body": "<!-- minigpt retrain -->"'
+    if [ -e "$here/comment" ]; then
+      ours="[{\\"id\\": 7, \\"user\\": {\\"login\\": \\"github-actions[bot]\\"}, $mark}]"
+    fi
+    jq -n "[{\\"id\\": 1, \\"user\\": {\\"login\\": \\"someone\\"}, $mark}] + $ours" | jq "$last" ;;
   "api -X") cp "${last#body=@}" "$here/comment" ;;
   "pr create") cp "$last" "$here/pull_request" ;;
 esac
@@ -159,8 +167,9 @@ def test_a_better_model_becomes_the_champion_and_one_that_is_not_does_not(
     runner("comment")
     assert "# Retraining: kept" in runner.written("comment")
     runner("comment")
-    methods = [line.split()[2] for line in runner.written("calls").splitlines() if "-X" in line]
-    assert methods == ["POST", "PATCH"]
+    calls = [line.split()[2:4] for line in runner.written("calls").splitlines() if "-X" in line]
+    comments = "repos/owner/project/issues"
+    assert calls == [["POST", f"{comments}/1/comments"], ["PATCH", f"{comments}/comments/7"]]
 
     # As if other reviews had been trained on: the champion is measured again, and as it was.
     evaluated = project.json("reports/evaluation.json")
@@ -173,6 +182,28 @@ def test_a_better_model_becomes_the_champion_and_one_that_is_not_does_not(
     assert (recorded["measured"], measured["measured"]) == ("recorded", "again")
     for figure in ("bits_per_byte", "loss", "accuracy", "unk_share"):
         assert measured[figure] == pytest.approx(recorded[figure]), figure
+
+
+def test_mlflow_away_at_the_end_loses_no_training(project: Project, tmp_path: Path) -> None:
+    project.dvc("remote", "add", "--default", "storage", str(tmp_path / "storage"))
+    project.edit("params.yaml", r"^  epochs:.*", "  epochs: 1")
+    project.commit()
+    retrain = ("python", "-m", "minigpt.cli", "retrain")
+    printed = project.run(
+        *retrain, code=255, PYTHONPATH="src", MLFLOW_TRACKING_URI="http://me:hunter2@127.0.0.1:9"
+    )
+    assert "hunter2" not in printed and "Traceback" not in printed
+    assert "# Retraining failed at `register`" in (project / "reports/retrain.md").read_text()
+
+    # Another machine, with the store back and the files that the workflow keeps.
+    shutil.rmtree(project / ".dvc/cache")
+    shutil.rmtree(project / "model")
+    for path in ("data/reviews.parquet", "reports/samples.jsonl", "reports/run.json"):
+        (project / path).unlink()
+    project.run(*retrain, PYTHONPATH="src")
+    report = (project / "reports/retrain.md").read_text()
+    outcomes = dict(re.findall(r"^\| (\w+) \| ([\w -]+) \| [0-9.]+ \|$", report, re.MULTILINE))
+    assert {stage for stage, outcome in outcomes.items() if outcome != "unchanged"} == {"register"}
 
 
 def test_a_failure_is_reported_and_fails_the_job(project: Project) -> None:

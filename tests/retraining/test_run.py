@@ -1,9 +1,14 @@
-"""What a retraining runs."""
+"""What a retraining runs, in which order, and its exit code."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minigpt.common.errors import InputError
-from minigpt.retraining import run
+from minigpt.retraining import report, run
 
 
 @pytest.mark.parametrize(
@@ -28,3 +33,104 @@ def test_the_environment_says_what_is_run(
 def test_other_overrides_are_refused(overrides: str) -> None:
     with pytest.raises(InputError):
         run.reproduce_command({"RETRAIN_OVERRIDES": overrides})
+
+
+@pytest.mark.parametrize("url", ["https://me:hunter2@a/b", "https://a/b?X-Amz-Signature=hunter2"])
+def test_a_secret_is_refused_before_params_yaml_has_it(url: str) -> None:
+    with pytest.raises(InputError, match="holds a name, a password or a token") as caught:
+        run.reproduce_command({"RETRAIN_OVERRIDES": shlex.quote(f"corpus.url={url}")})
+    assert "hunter2" not in str(caught.value)
+
+
+class Calls:
+    """What main called, in order, and what each call gives."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+        self.made: list[str] = []
+        self.code = self.pushed = 0
+        self.lacking: list[str] = []
+        monkeypatch.chdir(folder)
+        for name in ("RETRAIN_EXPERIMENT", "RETRAIN_OVERRIDES", "RETRAIN_BASE", "RETRAIN_PUSH"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(run, "_printed", lambda *command: b"storage")
+        monkeypatch.setattr(run, "_run", self.run)
+        monkeypatch.setattr(run, "_reproduce", self.reproduce)
+        monkeypatch.setattr(report, "page", self.page)
+
+    def run(self, *command: str) -> int:
+        self.made.append(command[1])
+        return self.pushed if command[1] == "push" else 0
+
+    def reproduce(self, command: Any) -> tuple[int, list[Any]]:
+        assert command == ["dvc", "repro", "--pull"]
+        self.made.append("repro")
+        return self.code, []
+
+    def page(self, *arguments: Any, failed: bool) -> tuple[str, list[str]]:
+        self.made.append("report")
+        return f"failed: {failed}", self.lacking
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+    return Calls(monkeypatch, tmp_path)
+
+
+def test_what_was_made_is_pushed_before_the_report(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main() == 0
+    assert calls.made == ["pull", "repro", "push", "report"]
+    calls.lacking = ["the links to MLflow: away"]
+    assert run.main() == 2
+    assert "error: the report lacks the links to MLflow: away" in capsys.readouterr().err
+    assert run.REPORT.read_text(encoding="utf-8") == "failed: False"
+
+
+def test_a_report_that_fails_comes_after_the_push(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(report, "page", fail)
+    run.REPORT.parent.mkdir()
+    run.REPORT.write_text("of an earlier run", encoding="utf-8")
+    with pytest.raises(ZeroDivisionError):
+        run.main()
+    assert calls.made == ["pull", "repro", "push"]
+    assert not run.REPORT.exists()
+
+
+def test_a_failed_stage_loses_nothing_of_those_before_it(calls: Calls) -> None:
+    calls.code, calls.pushed = 255, 1
+    assert run.main() == 255
+    assert calls.made == ["pull", "repro", "push", "report"]
+    assert run.REPORT.read_text(encoding="utf-8") == "failed: True"
+
+
+def test_a_failed_push_is_told_after_the_report(calls: Calls) -> None:
+    calls.pushed = 1
+    assert run.main() == 1
+    assert calls.made[-1] == "report"
+
+
+def test_nothing_is_pushed_where_that_is_not_wanted(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RETRAIN_PUSH", "false")
+    assert run.main() == 0
+    assert calls.made == ["pull", "repro", "report"]
+
+
+def test_what_the_pipeline_prints_is_passed_on_without_secrets(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    lines = b"Running stage 'train':\n" + "é\x85\u2028 https://me:hunter2@a/b\n".encode()
+    lines += b"\xff\nStage 'vocab' didn't change, skipping\n"
+    program = f"import sys; sys.stdout.buffer.write({lines!r}); sys.exit(3)"
+    code, stages = run._reproduce([sys.executable, "-c", program])
+    assert code == 3
+    outcomes = [(stage.name, stage.outcome) for stage in stages]
+    assert outcomes == [("train", "ran"), ("vocab", "failed")]
+    assert capfdbinary.readouterr().out.endswith(b"\n" + lines.replace(b"me:hunter2@", b""))

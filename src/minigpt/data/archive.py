@@ -20,8 +20,6 @@ from minigpt.config import CorpusConfig
 from minigpt.data import corpus, reviews
 
 _CHUNK_BYTES = 2**16
-# Padding makes a small tar look like a bomb: up to this size, no ratio counts.
-_SMALL_BYTES = 2**20
 # For all headers of one member together: long names, times and the like.
 _MAX_HEADER_BYTES = 2**12
 _TAR_ERRORS = (OSError, EOFError, zlib.error, tarfile.TarError, ValueError, IndexError)
@@ -106,7 +104,8 @@ def _texts(
             # that it reads, and `stream` can count them.
             if body := archive.extractfile(member):
                 if wanted:
-                    yield folder, name, reviews.decode(body.read(), where, config.undecodable)
+                    text = reviews.decode_review(body.read(), where, config.undecodable)
+                    yield folder, name, text
                 while body.read(_CHUNK_BYTES):
                     pass
         while stream.read(_CHUNK_BYTES):  # reading to the end checks the checksum
@@ -129,17 +128,12 @@ class _Unpacked:
         self.stream, self.path, self.config = stream, path, config
         self.size, self.block = 0, b""
         self.header_end: float = _MAX_HEADER_BYTES
-        self.most = max(path.stat().st_size * config.max_ratio, _SMALL_BYTES)
+        self.packed = path.stat().st_size
 
     def read(self, size: int) -> bytes:
         self.block = self.stream.read(size)
         self.size += len(self.block)
-        reviews.check_limits(self.config, self.path, size=self.size)
-        if self.size > self.most:
-            raise InputError(
-                f"{self.path} unpacks to over {self.config.max_ratio:g} times its size, as a bomb "
-                "does: if that is intended, raise corpus.max_ratio."
-            )
+        reviews.check_unpacked(self.config, self.path, self.packed, self.size)
         if self.size > self.header_end:
             raise tarfile.ReadError(f"headers of over {_MAX_HEADER_BYTES:,} bytes for one member")
         return self.block

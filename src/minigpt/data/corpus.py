@@ -32,7 +32,7 @@ _DAMAGED = "{} is missing or damaged: `dvc repro download` makes it again"
 def as_input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
     """Turns errors that the content of a file causes into an InputError.
 
-    Errors of the disk, of memory or of permissions pass on as they are.
+    Errors of the disk, of memory or of permissions and interruptions pass on as they are.
 
     Args:
         message: What is wrong and what to do next; the original error is appended.
@@ -43,7 +43,8 @@ def as_input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         # Arrow and gzip raise OSError without errno for content that they cannot read.
         system = isinstance(error, OSError) and error.errno is not None
-        if isinstance(error, MemoryError) or (system and not isinstance(error, FileNotFoundError)):
+        passing = isinstance(error, MemoryError | pa.ArrowCancelled)
+        if passing or (system and not isinstance(error, FileNotFoundError)):
             raise
         raise InputError(f"{message} ({error}).") from error
 

@@ -1,9 +1,13 @@
-"""Reviews from the user's own files: a folder of .txt files, a .jsonl or a .parquet."""
+"""Reviews from the user's own files: a folder of .txt files, a .jsonl, a .csv or a .parquet."""
 
+import csv
+import gzip
 import json
-from collections.abc import Iterator
+import os
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,6 +16,8 @@ from minigpt.common.errors import InputError, missing
 from minigpt.config import CorpusConfig
 from minigpt.data import corpus, reviews
 
+_OTHERS = ("id", "split", "label", "rating")  # columns that may be there beside the text
+_GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _Rows = Iterator[tuple[int, dict[str, Any]]]  # each with its number
 
@@ -21,8 +27,10 @@ def read(path: Path, config: CorpusConfig) -> Iterator[pa.RecordBatch]:
 
     Args:
         path: A folder, whose .txt files at any depth are the reviews (id: the relative path without
-            .txt), or a .jsonl or .parquet file with the column `config.text_column` and
-            optionally id (otherwise the number of the line or row), split, label and rating.
+            .txt; hidden files and folders are left out); or a .jsonl, a .csv with a header, either
+            of them with .gz, or a .parquet. These have the column `config.text_column` and
+            optionally id, split, label and rating. The id of line or row 5 is `#5` where none is
+            given; one that is given and begins with `#` gets another.
         config: What to do with bytes that are not UTF-8, and the limits.
 
     Yields:
@@ -31,24 +39,30 @@ def read(path: Path, config: CorpusConfig) -> Iterator[pa.RecordBatch]:
     Raises:
         InputError: There is no such corpus, it is beyond a limit, or a review is unusable.
     """
+    name = path.name.lower().removesuffix(".gz")
     if path.is_dir():
         rows = _folder_rows(path, config)
     elif not path.exists():
         raise missing("corpus.url", path)
-    elif path.suffix == ".jsonl":
+    elif name.endswith(".jsonl"):
         rows = _json_rows(path, config)
-    elif path.suffix == ".parquet":
+    elif name.endswith(".csv"):
+        rows = _csv_rows(path, config)
+    elif path.suffix.lower() == ".parquet":
         rows = _parquet_rows(path, config)
     else:
-        raise InputError(f"corpus.url: {path} is not a folder of .txt, a .jsonl or a .parquet.")
+        raise InputError(
+            f"corpus.url: {path} is not a folder of .txt, a .jsonl, a .csv (or one of them with "
+            ".gz) or a .parquet."
+        )
     yield from reviews.batches(path, _reviews(path, rows, config))
 
 
 def _reviews(path: Path, rows: _Rows, config: CorpusConfig) -> Iterator[dict[str, Any]]:
     size = 0
     for count, (number, row) in enumerate(rows, start=1):
-        review = {name: row.get(name) for name in ("id", "split", "label", "rating")}
-        review["id"] = str(number if review["id"] is None else review["id"])
+        review = {name: row.get(name) for name in _OTHERS}
+        review["id"] = _id(review["id"], number)
         text, where = row.get(config.text_column), f"{path}: review {review['id']!r}"
         if not isinstance(text, str | bytes):
             raise InputError(f"{where} has no text in {config.text_column!r} (corpus.text_column).")
@@ -56,46 +70,134 @@ def _reviews(path: Path, rows: _Rows, config: CorpusConfig) -> Iterator[dict[str
             text = text.encode("utf-8", "surrogatepass")
         size += len(text)
         reviews.check_limits(config, path, size=size, members=count)
-        review["text"] = reviews.decode(text, where, config.undecodable)
+        review["text"] = reviews.decode_review(text, where, config.undecodable)
         yield review
 
 
+def _id(given: Any, number: int) -> str:
+    """Returns the id of a row; no given one can be the number of another row."""
+    if given is None or given == "" or given != given:  # NaN, which is how pandas leaves a gap
+        return f"#{number}"
+    name = given if isinstance(given, str) else str(reviews.as_text(given))
+    return f"#{name}" if name.startswith("#") else name
+
+
 def _folder_rows(path: Path, config: CorpusConfig) -> _Rows:
-    files = {file.relative_to(path).as_posix()[:-4]: file for file in path.rglob("*.txt")}
-    for number, name in enumerate(sorted(files)):
-        if files[name].is_file():
-            reviews.check_size(files[name], files[name].stat().st_size)
-            yield number, {"id": name, config.text_column: files[name].read_bytes()}
+    found: list[tuple[str, Path]] = []
+    for folder, folders, names in os.walk(path, onerror=_fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        texts = [
+            Path(folder, name)
+            for name in names
+            if name.lower().endswith(".txt") and not name.startswith(".")
+        ]
+        found += [(text.relative_to(path).as_posix()[:-4], text) for text in texts]
+    for number, (name, text) in enumerate(sorted(found)):
+        if text.is_file():
+            reviews.check_size(text, text.stat().st_size)
+            yield number, {"id": name, config.text_column: text.read_bytes()}
+
+
+def _fail(error: OSError) -> NoReturn:
+    raise error
+
+
+def _lines(path: Path, config: CorpusConfig) -> Iterator[tuple[str, str]]:
+    r"""Yields the place and the text of each line of a file; nothing but `\n` ends one."""
+    packed = path.stat().st_size if path.suffix.lower() == ".gz" else None
+    unpacked = 0
+    with (
+        corpus.as_input_error(f"{path} is not a whole gzip file", *_GZIP_ERRORS),
+        path.open("rb") if packed is None else gzip.open(path) as file,
+    ):
+        lines = iter(lambda: file.readline(reviews.MAX_REVIEW_BYTES + 1), b"")
+        for number, line in enumerate(lines, start=1):
+            if packed is not None:
+                unpacked += len(line)
+                reviews.check_unpacked(config, path, packed, unpacked)
+            where = f"{path}: line {number}"
+            yield where, reviews.decode(line, where, config.undecodable)
 
 
 def _json_rows(path: Path, config: CorpusConfig) -> _Rows:
-    with path.open("rb") as file:
-        lines = iter(lambda: file.readline(reviews.MAX_REVIEW_BYTES + 1), b"")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}: line {number}"
-            try:
-                row = json.loads(reviews.decode(line, where, config.undecodable))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{where} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{where} is not a JSON object with a column for the text.")
-            yield number, row
+    for number, (where, line) in enumerate(_lines(path, config), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{where} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is not a JSON object with a column for the text.")
+        yield number, row
+
+
+def _csv_rows(path: Path, config: CorpusConfig) -> _Rows:
+    csv.field_size_limit(max(csv.field_size_limit(), reviews.MAX_REVIEW_BYTES))
+    reader = csv.reader((line for _, line in _lines(path, config)), strict=True)
+    rows = filter(None, reader)  # no empty lines
+    try:
+        header = next(rows, [])
+        _check_columns(path, header, config)
+        for number, cells in enumerate(rows, start=1):
+            if len(cells) > len(header):
+                raise InputError(
+                    f"{path}: line {reader.line_num} has {len(cells)} cells, but the header has "
+                    f"{len(header)}: put texts that hold a comma into double quotes."
+                )
+            row = dict(zip(header, cells, strict=False))
+            yield number, {n: c for n, c in row.items() if c or n == config.text_column}
+    except csv.Error as error:
+        raise InputError(f"{path}: line {reader.line_num} is not CSV: {error}.") from error
 
 
 def _parquet_rows(path: Path, config: CorpusConfig) -> _Rows:
-    column = config.text_column
     with (
         corpus.as_input_error(f"{path} cannot be read as Parquet", *_PARQUET_ERRORS),
         pq.ParquetFile(path) as file,
     ):
-        wanted = sorted({column, *corpus.SCHEMA.names} & set(file.schema_arrow.names))
+        wanted = _check_columns(path, file.schema_arrow.names, config)
         number = 0
         for batch in file.iter_batches(1000, columns=wanted):
-            if column in wanted:
-                # As bytes, because Arrow does not check that a file's strings are UTF-8.
-                texts = batch[column].cast(pa.large_binary())
-                batch = batch.set_column(wanted.index(column), column, texts)
-            for row in batch.to_pylist():
-                yield (number := number + 1), row
+            columns = [_cells(batch[name], name == config.text_column) for name in wanted]
+            for cells in zip(*columns, strict=True):
+                yield (number := number + 1), dict(zip(wanted, cells, strict=True))
+
+
+def _cells(column: pa.Array, is_text: bool) -> list[Any]:
+    """Returns the values of a column, strings as bytes: Arrow does not check that they are UTF-8.
+
+    In a column that is not needed, None stands for what Python can't hold, such as a late date.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    if is_text or any(is_kind(column.type) for is_kind in kinds):
+        column = column.cast(pa.large_binary())
+    return [_value(cell) for cell in column]
+
+
+def _value(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _check_columns(path: Path, names: Sequence[str], config: CorpusConfig) -> list[str]:
+    """Returns the columns to read.
+
+    Raises:
+        InputError: There is no text, or two columns to read have the same name.
+    """
+    column = config.text_column
+    if column not in names:
+        shown = ", ".join(map(repr, names[:20])) or "none"
+        raise InputError(
+            f"{path} has no text in {column!r} (corpus.text_column); its columns are {shown}."
+        )
+    wanted = sorted({column, *_OTHERS} & set(names))
+    for name in wanted:
+        if names.count(name) > 1:
+            raise InputError(f"{path} has two columns of the name {name!r}: rename or remove one.")
+    return wanted

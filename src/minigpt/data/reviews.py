@@ -1,5 +1,6 @@
 """Limits and checks for every review, from an archive or from the user's own files."""
 
+import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ from minigpt.data import corpus
 # Even with spaces around each punctuation mark, such a review fits into an Arrow array (2 GiB).
 MAX_REVIEW_BYTES = 2**28
 _CHARACTERS_AT_ONCE = 2**26  # of long reviews, a batch holds fewer
+# Padding makes a small file look like a bomb: up to this size, no ratio counts.
+_SMALL_BYTES = 2**20
+_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",  # which is how the mark of UTF-32 begins too
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 def check_limits(config: CorpusConfig, where: object, *, size: int = 0, members: int = 0) -> None:
@@ -34,6 +43,23 @@ def check_limits(config: CorpusConfig, where: object, *, size: int = 0, members:
             )
 
 
+def check_unpacked(config: CorpusConfig, path: Path, packed: int, unpacked: int) -> None:
+    """Raises InputError if a compressed file unpacks to more than the configuration allows.
+
+    Args:
+        config: Its `max_bytes` and `max_ratio` apply.
+        path: The file, for the message.
+        packed: Its size in bytes.
+        unpacked: Bytes unpacked so far.
+    """
+    check_limits(config, path, size=unpacked)
+    if unpacked > max(packed * config.max_ratio, _SMALL_BYTES):
+        raise InputError(
+            f"{path} unpacks to over {config.max_ratio:g} times its size, as a bomb does: if that "
+            "is intended, raise corpus.max_ratio."
+        )
+
+
 def check_size(where: object, size: int) -> None:
     """Raises InputError if a review of `size` bytes is too long."""
     if size > MAX_REVIEW_BYTES:
@@ -41,17 +67,21 @@ def check_size(where: object, size: int) -> None:
 
 
 def decode(data: bytes, where: str, undecodable: str) -> str:
-    """Returns the text of a review, without the byte order mark that some editors write.
+    """Returns bytes as text, without the byte order mark that some editors write.
 
     Args:
         data: UTF-8.
-        where: The review, for messages.
+        where: The review or the line, for messages.
         undecodable: "fail", or "replace" to put U+FFFD for bytes that are not UTF-8.
 
     Raises:
-        InputError: The text is too long, empty or not UTF-8.
+        InputError: The text is too long or not UTF-8.
     """
     check_size(where, len(data))
+    if encoding := _wide_encoding(data):
+        raise InputError(
+            f"{where} is {encoding}: convert it to UTF-8 (`iconv -f {encoding} -t UTF-8`)."
+        )
     try:
         text = data.decode("utf-8", "replace" if undecodable == "replace" else "strict")
     except UnicodeDecodeError as error:
@@ -59,10 +89,36 @@ def decode(data: bytes, where: str, undecodable: str) -> str:
             f"{where}: byte {error.start} is not UTF-8: correct it, or set "
             "corpus.undecodable=replace."
         ) from error
-    text = text.removeprefix("\ufeff")
+    return text.removeprefix("\ufeff")
+
+
+def decode_review(data: bytes, where: str, undecodable: str) -> str:
+    """Returns the text of a review, as `decode` does.
+
+    Raises:
+        InputError: The text is too long, empty or not UTF-8.
+    """
+    text = decode(data, where, undecodable)
     if not text or text.isspace():
         raise InputError(f"{where} is empty: add text or remove it.")
     return text
+
+
+def _wide_encoding(data: bytes) -> str | None:
+    """Returns the name of an encoding in which a character takes at least two bytes, if it is one.
+
+    Without a mark, UTF-16 passes for UTF-8 in many languages: every other byte is a small number, 0
+    in English and 4 in Russian.
+    """
+    for mark, encoding in _MARKS.items():
+        if data.startswith(mark):
+            return encoding
+    head = data[:2000]
+    if len(head) >= 8 and b"\0" in head:
+        small = [sum(byte < 9 for byte in half) / len(half) for half in (head[::2], head[1::2])]
+        if max(small) > 0.9 and min(small) < 0.5:
+            return "UTF-16"
+    return None
 
 
 def batches(source: Path, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
@@ -95,13 +151,31 @@ def batches(source: Path, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.Reco
 
 def _batch(source: Path, reviews: list[dict[str, Any]]) -> pa.RecordBatch:
     columns = {name: [review[name] for review in reviews] for name in corpus.SCHEMA.names}
-    columns["split"] = ["" if value is None else str(value) for value in columns["split"]]
-    columns["label"] = [None if value is None else str(value) for value in columns["label"]]
+    columns["split"] = [as_text(value) or "" for value in columns["split"]]
+    columns["label"] = [as_text(value) for value in columns["label"]]
+    columns["rating"] = [_rating(value) for value in columns["rating"]]
     try:
-        # Inferred first and then cast: when asked for int8 directly, Arrow cuts 7.5 to 7.
-        ratings = pa.array(columns["rating"]).cast(pa.int8())
-        return pa.record_batch(columns | {"rating": ratings}, schema=corpus.SCHEMA)
-    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
-        if isinstance(error, MemoryError):
-            raise
-        raise InputError(f"{source}: an id, label or rating cannot be stored: {error}.") from error
+        return pa.record_batch(columns, schema=corpus.SCHEMA)
+    except UnicodeEncodeError as error:
+        raise InputError(f"{source}: an id cannot be stored: {error}.") from error
+
+
+def as_text(value: Any) -> str | None:
+    """Returns a value of any type as valid Unicode; None stays."""
+    if value is None:
+        return None
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "backslashreplace")
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def _rating(value: Any) -> int | None:
+    """Returns a rating, or None for one that is no whole number from -128 to 127.
+
+    Nothing that is trained depends on ratings, so one that the column can't hold is left out.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return int(number) if number.is_integer() and -128 <= number <= 127 else None

@@ -1,6 +1,7 @@
 """Token windows: cut from reviews, stored in TFRecord shards, fed to training."""
 
 import json
+import math
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
@@ -121,12 +122,7 @@ def write(
         splits, sizes = _write_splits(fresh, batches, config, progress)
         for split, counts in splits.items():
             if not counts["targets"] and (split == "train" or config.validation_fraction > 0):
-                reviews = sum(counts["reviews"] for counts in splits.values())
-                raise InputError(
-                    f"corpus too small: nothing to predict in the {split} split of {reviews} "
-                    f"reviews with sequences.validation_fraction={config.validation_fraction}; use "
-                    "a larger corpus or another fraction"
-                )
+                raise _nothing_to_predict(split, splits, config.validation_fraction)
             number = config.shards if split == "train" else 1
             shards = _divide(fresh / split, sizes[split], number)
             manifest["splits"][split] = {**counts, "shards": shards}
@@ -135,6 +131,27 @@ def write(
         total = sum(map(len, sizes.values()))
         progress(total, total)
     return manifest
+
+
+def _nothing_to_predict(
+    split: str, splits: dict[str, dict[str, int]], fraction: float
+) -> InputError:
+    reviews = sum(counts["reviews"] for counts in splits.values())
+    if found := splits[split]["reviews"]:
+        return InputError(
+            f"nothing to predict in the {split} split: none of its reviews ({found} of {reviews}) "
+            "has two tokens. Text is split at white space and punctuation, so one without spaces, "
+            "such as Chinese, is a single token: put spaces between its words"
+        )
+    wrong = "nothing is held out" if split == "validation" else "nothing is left to train on"
+    change = "raise" if split == "validation" else "lower"
+    enough = math.ceil(3 / min(fraction, 1 - fraction)) if fraction else 1
+    return InputError(
+        f"{wrong}: the corpus has {reviews} reviews, too few for the share of "
+        f"sequences.validation_fraction={fraction}, which is taken by a hash of each id. Divide "
+        f"long reviews into shorter ones, such as a chapter or a page each ({enough} or more are "
+        f"enough), or {change} the fraction"
+    )
 
 
 def _write_splits(

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.data import text
 
+log = logging.getLogger(__name__)
+
 PADDING = 0
 UNKNOWN = 1
 SPECIAL_TOKENS = ("", "[UNK]")
@@ -32,6 +35,7 @@ _KIND = "words"
 _PIECE = 2000
 # An Arrow array of strings holds 2 GiB at most, and punctuation is set apart by up to two spaces.
 _PIECE_BYTES = 2**28
+_LONG_TOKEN_BYTES = 40  # on average; a word of English has 4, one of Hindi 13
 _PIECES_TO_ADD = 32  # counts of so many pieces are added up at once, since most words are in each
 
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
@@ -176,11 +180,22 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
         if len(tables) == _PIECES_TO_ADD:
             tables = [_added(tables)]
     if not any(tables):
-        raise InputError(
-            f"no token to count in {seen} texts: the corpus, or the part of it that the vocabulary "
-            "is built from, is empty; check the section `corpus` of the configuration"
-        )
+        if seen:
+            why = "they hold nothing but white space and <br />"
+        else:
+            why = (
+                "the corpus is empty, or all of it is held out; divide long texts into shorter "
+                "ones, or lower sequences.validation_fraction"
+            )
+        raise InputError(f"no token to count in {seen} texts: {why}")
     counts = _added(tables)
+    size = pc.sum(pc.multiply(counts["count"], pc.binary_length(counts["token"]))).as_py()
+    if (mean := size / pc.sum(counts["count"]).as_py()) > _LONG_TOKEN_BYTES:
+        log.warning(
+            "a token has %.0f bytes on average: text is split at white space and punctuation, so "
+            "where a language has no spaces, such as Chinese, put some between the words",
+            mean,
+        )
     return counts.sort_by([("count", "descending"), ("token", "descending")])
 
 

@@ -1,4 +1,4 @@
-"""Retraining on any machine: pull, reproduce, report, push.
+"""Retraining on any machine: pull, reproduce, push, report.
 
 Environment variables say what to do, so that nothing from outside is ever part of a command:
 RETRAIN_EXPERIMENT (a file of conf/experiment/), RETRAIN_OVERRIDES (such as `train.epochs=3
@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.common.redaction import holds_secret, redact
 
 REPORT = Path("reports/retrain.md")
 OVERRIDE = re.compile(r"\+?[a-z_]+(\.[a-z0-9_]+)+=[^$]*")  # no `$`: nothing is interpolated
@@ -38,35 +40,44 @@ class Stage:
 
 
 def main() -> int:
-    """Retrains and writes the report, also if the pipeline fails.
+    """Retrains, pushes what finished, and writes the report, also if the pipeline fails.
 
     Returns:
-        The exit code of the first command that failed.
+        The exit code of the first command that failed; 2 if the report lacks a part.
 
     Raises:
-        InputError: An override makes no sense, or MLflow can't be used for the report.
+        InputError: An override makes no sense.
     """
+    REPORT.unlink(missing_ok=True)  # it would pass for this run's if this one wrote none
     command = reproduce_command(os.environ)
     remote = bool(_printed("dvc", "remote", "list"))
     if remote:
         # Without a lock, or if the remote lacks some of it, the stages make what is missing.
         _run("dvc", "pull", "--run-cache", "--allow-missing")
+        command.append("--pull")  # the outputs of earlier runs that dvc.lock doesn't name
     code, stages = _reproduce(command)
+    # Before anything else can fail. If a stage failed, this keeps the work of those before it.
+    if remote and os.environ.get("RETRAIN_PUSH") != "false":
+        pushed = _run("dvc", "push", "--run-cache")
+    else:
+        pushed = 0
     from minigpt.retraining import report  # only now: it loads MLflow
 
     base = os.environ.get("RETRAIN_BASE") or "HEAD"
-    files.write_text(REPORT, report.page(Path.cwd(), base, stages, failed=bool(code)))
+    text, lacking = report.page(Path.cwd(), base, stages, failed=bool(code))
+    files.write_text(REPORT, text)
+    for part in lacking:
+        print(f"error: the report lacks {part}", file=sys.stderr)
     print(f"the report: {REPORT}")
-    if remote and not code and os.environ.get("RETRAIN_PUSH") != "false":
-        code = _run("dvc", "push", "--run-cache")
-    return code
+    return code or pushed or (2 if lacking else 0)
 
 
 def reproduce_command(environment: Mapping[str, str]) -> list[str]:
     """Returns the command that runs the pipeline as the environment asks for it.
 
     Raises:
-        InputError: An override is not of the form key=value, or would be interpolated.
+        InputError: An override is not of the form key=value, would be interpolated, or holds a
+            secret, which params.yaml would keep.
     """
     choices = []
     if experiment := environment.get("RETRAIN_EXPERIMENT", "").strip():
@@ -76,6 +87,11 @@ def reproduce_command(environment: Mapping[str, str]) -> list[str]:
     except ValueError as error:
         raise InputError(f"RETRAIN_OVERRIDES can't be read: {error}") from None
     for choice in choices:
+        if holds_secret(choice):
+            raise InputError(
+                f"the override {redact(choice)!r} is refused: it holds a name, a password or a "
+                "token, and params.yaml is committed"
+            )
         if not OVERRIDE.fullmatch(choice):
             raise InputError(
                 f"the override {choice!r} is refused: expected section.key=value (or +section.key="
@@ -88,15 +104,15 @@ def reproduce_command(environment: Mapping[str, str]) -> list[str]:
 
 def _reproduce(command: Sequence[str]) -> tuple[int, list[Stage]]:
     """Runs the pipeline, passes on what it prints, and measures the time of each stage."""
-    print("$", shlex.join(command), flush=True)
+    print("$", redact(shlex.join(command)), flush=True)
     stages: list[Stage] = []
     began = time.monotonic()
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as running:
         assert running.stdout
-        for line in running.stdout:
-            print(line, end="", flush=True)
+        for printed in running.stdout:  # in any encoding, so the bytes are passed on
+            line = printed.decode("utf-8", "surrogateescape")
+            sys.stdout.buffer.write(redact(line).encode("utf-8", "surrogateescape"))
+            sys.stdout.buffer.flush()
             for outcome, pattern in STAGE_LINES.items():
                 if found := pattern.match(line):
                     now = time.monotonic()
@@ -116,5 +132,5 @@ def _run(*command: str) -> int:
     return subprocess.run(command).returncode
 
 
-def _printed(*command: str) -> str:
-    return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
+def _printed(*command: str) -> bytes:
+    return subprocess.run(command, stdout=subprocess.PIPE).stdout.strip()

@@ -65,7 +65,7 @@ def search(root: Path, space_file: Path, name: str, trials: int, fixed: Sequence
             except InputError:
                 study.tell(trial, state=TrialState.FAIL)
                 raise
-            result = reports[metric["file"]][metric["key"]]
+            result = _figure(reports, metric)
             study.tell(trial, result)
             log.info("%s: %s %s", experiment, metric["key"], result)
             _adopt(root, name, reports["reports/registered.json"]["run_id"], study)
@@ -112,11 +112,22 @@ def _run(root: Path, experiment: str, settings: Sequence[str]) -> dict[str, Any]
         raise InputError(f"the trial {experiment} failed, see above; fix that and search again")
     with tempfile.TemporaryDirectory() as folder:
         get = ["dvc", "get", "--quiet", ".", "reports", "--rev", experiment]
-        subprocess.run([*get, "--out", f"{folder}/reports"], cwd=root, check=True)
+        if subprocess.run([*get, "--out", f"{folder}/reports"], cwd=root).returncode:
+            raise InputError(f"the reports of {experiment} can't be read, see above; search again")
         return {
             f"reports/{file.name}": json.loads(file.read_text(encoding="utf-8"))
             for file in Path(folder, "reports").glob("*.json")
         }
+
+
+def _figure(reports: Mapping[str, Any], metric: Mapping[str, str]) -> float:
+    found = reports.get(metric["file"], {}).get(metric["key"])
+    if not isinstance(found, int | float):
+        raise InputError(
+            f"the metric of the search: {metric['file']} has no number {metric['key']!r}; name one "
+            "that it has"
+        )
+    return found
 
 
 def _adopt(root: Path, name: str, run_id: str, study: optuna.Study) -> None:

@@ -15,7 +15,7 @@ def run() -> None:
     settings = config.load(paths.RESOLVED).corpus
     if settings.format == "archive":
         logging.getLogger("urllib3").setLevel(logging.ERROR)  # its warnings show whole addresses
-        signed = os.environ.get(download.SIGNED_URL)
+        signed = os.environ.get(download.SIGNED_URL, "").strip()
         url, key = (signed, download.SIGNED_URL) if signed else (settings.url, "corpus.url")
         bar = progress.bar(f"download {download.shown(url)}", "B", scale=True)
         path = download.fetch(url, settings.sha256, paths.DOWNLOADS, bar, key=key)
