@@ -47,7 +47,8 @@ evaluate:
    prompts: &prompts [this movie is, the acting was, i loved, what a waste of],
    reviews: 200, ngram_order: 5}
 sample: {<<: *sampling, prompts: *prompts, reviews_per_prompt: 2}
-gate: {max_perplexity: 1000.0, max_copied_run: 50.0, max_unk_share: 0.2, min_improvement: 0.005}
+gate: {max_perplexity: 1000.0, max_copied_run: 50.0, max_unk_share: 0.2, min_improvement: 0.005,
+  promote: workspace}
 tracking:
   model_name: minigpt
   alias: challenger

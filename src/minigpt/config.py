@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from minigpt.common import files, paths
 from minigpt.common.errors import InputError
+from minigpt.common.redaction import holds_secret
 from minigpt.common.validation import Section, allowed, is_section, validate
 
 __all__ = ["validate"]  # beside what is defined here
@@ -46,8 +47,8 @@ MALFORMED = (
 )
 
 
-def _without_password(url: str) -> str:
-    if re.match(r"\w+://[^/]*@", url):
+def _without_secret(url: str) -> str:
+    if holds_secret(url):
         raise ValueError
     return url
 
@@ -76,9 +77,9 @@ Text = Annotated[str, _FILLED, "a text, not blank, in valid Unicode and without 
 Url = Annotated[
     str,
     _FILLED,
-    AfterValidator(_without_password),
-    "http(s)://, file:// or a path, without NUL, and without a name or password: put them into "
-    "~/.netrc, since resolved.yaml is committed",
+    AfterValidator(_without_secret),
+    "http(s)://, file:// or a path, without NUL, and without a name, password or token: put "
+    "them into ~/.netrc or MINIGPT_CORPUS_URL, since resolved.yaml is committed",
 ]
 Folder = Annotated[str, _FILLED, AfterValidator(_inside), "a folder inside the archive"]
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$"), "64 hexadecimal digits, or nothing"]
@@ -316,6 +317,8 @@ class GateConfig(Section):
     """Largest share of [UNK] among the held-out targets; 0: any."""
     min_improvement: float = Field(default=0.0, ge=0, le=8)
     """Bits per byte by which a model must be better than the champion; 0: any."""
+    promote: Literal["workspace", "always"] = "workspace"
+    """Workspace: a better model of an experiment in a copy waits for `minigpt promote`."""
 
 
 class RequestConfig(Section):

@@ -122,6 +122,6 @@ def test_a_champion_is_measured_on_the_reviews_of_the_evaluation(
     monkeypatch.setattr(held_out, "measure", lambda *args, **kwargs: {"bits_per_byte": 2.0})
     model = SimpleNamespace(network=None, tokenizer=None)
     assert register._measure(model, 0.25, digest) == {"bits_per_byte": 2.0}  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="other reviews than .*: run `dvc repro evaluate`"):
+    with pytest.raises(InputError, match=r"other reviews than .*: run `dvc repro evaluate`"):
         register._measure(model, 0.5, digest)  # type: ignore[arg-type]
     assert registry.MEASURED_ON == "minigpt.measured_on"

@@ -56,7 +56,7 @@ def run() -> None:
             {"version": registered["version"], "measured_on": measured_on, **figures},
             limits,
             lambda model: _measure(model, fraction, evaluation["held_out"]["digest"]),
-            promotes=gate.promotes(getattr(settings.gate, "promote", "workspace"), Path.cwd()),
+            promotes=gate.promotes(settings.gate.promote, Path.cwd()),
         )
     description = _card(mirror, registered["version"], evaluation)
     files.write_text(paths.MODEL_CARD, description)

@@ -116,7 +116,7 @@ def publish(
 def alike(
     client: MlflowClient, mirror: Mirror, name: str, tags: Mapping[str, str]
 ) -> list[ModelVersion]:
-    """Returns the versions that have these tags and are of the mirror's run, the first one first."""
+    """Returns the versions with these tags that are of the mirror's run, the first one first."""
     found = [
         each
         for each in client.search_model_versions(f"name = '{name}'")
