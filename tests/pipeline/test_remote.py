@@ -1,6 +1,7 @@
 """MLflow elsewhere, as docs/remote.md sets it up: PostgreSQL, passwords, artifacts on S3."""
 
 import contextlib
+import hashlib
 import importlib.util
 import os
 import pwd
@@ -161,9 +162,11 @@ def test_a_run_and_a_model_go_there_and_come_back(
     mirror = Mirror(tmp_path, CONFIG, strict=True)
     for _ in range(2):
         mirror.send()
+    model = fake_model(tmp_path, monkeypatch)
     registered = register(
         mirror,
-        fake_model(tmp_path, monkeypatch),
+        model,
+        evaluated=hashlib.sha256((model / "config.json").read_bytes()).hexdigest(),
         name="minigpt",
         alias="challenger",
         prompts=["this movie"],
