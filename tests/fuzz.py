@@ -290,7 +290,12 @@ def model_directory() -> Case:
     model = config.ModelConfig(**settings, dtype_policy="float32")  # type: ignore[arg-type]
     words = Tokenizer(("", "[UNK]", "film"), "spaced")
     path = HERE / "model"
-    directory.save(path, network.MiniGPT(model), words, {"vocabulary": {"style": "spaced"}})
+    sections = {
+        "vocabulary": {"style": "spaced", "max_tokens": 9},
+        "sequences": {"policy": "head", "length": 5},
+        "train": {"epochs": 1, "batch_size": 1, "learning_rate": 0.1},
+    }
+    directory.save(path, network.MiniGPT(model), words, sections)
     described = json.loads((path / "config.json").read_text(encoding="utf-8"))
     weights = (path / "weights.safetensors").read_bytes()
     start = 8 + int.from_bytes(weights[:8], "little")
