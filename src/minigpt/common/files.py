@@ -62,6 +62,15 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Reads a file of JSON.
+
+    Raises:
+        ValueError: The file is not JSON, or not UTF-8.
+    """
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
     """Writes one JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

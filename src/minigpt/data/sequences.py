@@ -1,6 +1,5 @@
 """Token windows: cut from reviews, stored in TFRecord shards, fed to training."""
 
-import json
 import math
 import os
 from array import array
@@ -247,7 +246,7 @@ def _divide(whole: Path, sizes: "array[int]", number: int) -> list[dict[str, Any
 def _read_manifest(directory: Path) -> dict[str, Any]:
     path = directory / MANIFEST
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return files.read_json(path)
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{path}: {error}; make it again: dvc repro sequences") from error
 

@@ -4,7 +4,6 @@ config.json holds the configuration, a format number and the SHA-256 of every ot
 the directory can run: the weights are safetensors, the tokenizer is text.
 """
 
-import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -147,7 +146,7 @@ def _content(path: Path) -> dict[str, Any]:
     if (path / OLD_WEIGHTS).is_file():
         raise OlderFormat(f"{path} has the older format 1; this code reads format {FORMAT}")
     try:
-        content = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        content = files.read_json(path / CONFIG)
     except (FileNotFoundError, NotADirectoryError):
         raise _broken(path, f"{CONFIG} is missing") from None
     except (ValueError, RecursionError) as error:

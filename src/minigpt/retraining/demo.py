@@ -1,6 +1,5 @@
 """What `make demo` ends with: a few texts, the curve of the losses, and what to try next."""
 
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -44,7 +43,7 @@ def page(reports: Path) -> str:
     steps = _columns(reports / paths.STEPS.name)
     epochs = _columns(reports / paths.LOSSES.name)
     ends = [steps["step"][steps["epoch"] == epoch].max() for epoch in epochs["epoch"]]
-    figures = json.loads((reports / paths.EVALUATION.name).read_text(encoding="utf-8"))
+    figures = files.read_json(reports / paths.EVALUATION.name)
     return "\n\n".join(
         [
             f"\nWhat the model writes (more in {reports / paths.SAMPLES_TEXT.name}):",

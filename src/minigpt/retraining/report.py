@@ -57,8 +57,8 @@ def page(root: Path, base: str, stages: Sequence[Any], failed: bool) -> tuple[st
             lacking.append(f"{part}: {redact(reason)[:_LONGEST_CELL]}")
             return None
 
-    verdict = attempt("the verdict", _json, root / paths.GATE) or {}
-    registered = attempt("the version", _json, root / paths.REGISTERED) or {}
+    verdict = attempt("the verdict", files.read_json, root / paths.GATE) or {}
+    registered = attempt("the version", files.read_json, root / paths.REGISTERED) or {}
     samples = attempt("the texts", files.read_json_lines, root / paths.SAMPLES) or []
     before = (verdict.get("champion") or {}).get("version")
     uri = attempt("the address of MLflow", store.tracking_uri, root)
@@ -253,7 +253,3 @@ def _quiet(text: str) -> str:
     if len(text) > _LONGEST_CELL:
         text = text[:_LONGEST_CELL] + "..."
     return re.sub(r"(?<=[@#])(?=\w)|(?<=\bGH)(?=-\d)", "\u200b", text)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8")))

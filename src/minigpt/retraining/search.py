@@ -5,7 +5,6 @@ Parzen estimator and keeps the trials in search.db; `dvc exp run --temp` runs th
 their runs under one parent.
 """
 
-import json
 import logging
 import subprocess
 import tempfile
@@ -17,7 +16,7 @@ import optuna
 import yaml
 from optuna.trial import TrialState
 
-from minigpt.common import locks
+from minigpt.common import files, locks
 from minigpt.common.errors import InputError
 from minigpt.tracking import store
 
@@ -115,7 +114,7 @@ def _run(root: Path, experiment: str, settings: Sequence[str]) -> dict[str, Any]
         if subprocess.run([*get, "--out", f"{folder}/reports"], cwd=root).returncode:
             raise InputError(f"the reports of {experiment} can't be read, see above; search again")
         return {
-            f"reports/{file.name}": json.loads(file.read_text(encoding="utf-8"))
+            f"reports/{file.name}": files.read_json(file)
             for file in Path(folder, "reports").glob("*.json")
         }
 

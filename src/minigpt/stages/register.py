@@ -1,6 +1,5 @@
 """Registers the model: model/ and its evaluation -> a version in MLflow's registry and the gate."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,13 +20,13 @@ log = logging.getLogger(__name__)
 def run() -> None:
     """Registers the model unless it breaks a limit, and decides whether it is the champion."""
     settings = config.load(paths.RESOLVED)
-    evaluation = _json(paths.EVALUATION)
     trained = directory.load(paths.MODEL)
     for path, stage in ((paths.EVALUATION, "evaluate"), (paths.RUN, "train")):
-        if not path.exists() or _json(path)["model"] != trained.sha256:
+        if not path.exists() or files.read_json(path)["model"] != trained.sha256:
             raise InputError(
                 f"{path} describes another model than {paths.MODEL}: run `dvc repro {stage}`"
             )
+    evaluation = files.read_json(paths.EVALUATION)
     limits, figures = settings.gate.model_dump(mode="json"), gate.figures(evaluation)
     mirror = Mirror(Path.cwd(), settings, strict=True)
     mirror.send()
@@ -89,7 +88,7 @@ def _card(mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]) ->
     return card.model_card(
         mirror.made_with(),
         version=version,
-        run=_json(paths.RUN),
+        run=files.read_json(paths.RUN),
         evaluation=evaluation,
         provenance=mirror.provenance(),
     )
@@ -114,7 +113,3 @@ def _measure(
         baselines.byte_unigram(held_out.plain(reviews["text"].filter(~mask))),
         progress=progress.bar("the champion on these reviews", "windows"),
     )
-
-
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))

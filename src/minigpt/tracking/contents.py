@@ -163,14 +163,13 @@ def _summaries(root: Path, run: Mapping[str, Any]) -> Iterator[tuple[str, float]
 
 def _artifacts(root: Path, model: str) -> Iterator[tuple[Path, str]]:
     wanted = []
-    if _json(root / paths.EVALUATION).get("model") == model:
+    if origin.describes(root / paths.EVALUATION, model):
         wanted += [
             (paths.EVALUATION_TEXT, "evaluation"),
             (paths.EVALUATION_SAMPLES, "evaluation"),
             *((path, "figures") for path in sorted((root / paths.FIGURES).glob("*.png"))),
         ]
-    samples = root / paths.SAMPLES
-    if samples.exists() and all(row["model"] == model for row in files.read_json_lines(samples)):
+    if origin.describes(root / paths.SAMPLES, model):
         wanted += [(paths.SAMPLES_TEXT, "samples"), (paths.SAMPLES, "samples")]
     yield from ((root / path, folder) for path, folder in wanted if (root / path).exists())
 
@@ -214,7 +213,7 @@ def _text(value: Any) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return files.read_json(path) if path.exists() else {}
 
 
 def _csv(path: Path) -> list[dict[str, str]]:

@@ -92,17 +92,17 @@ def _of_frozen_stages(root: Path, model: str | None, lock: Mapping[str, Any]) ->
     for stage, (name, report) in OF_A_STAGE.items():
         locked = lock.get(stage, {}).get("params", {}).get(paths.RESOLVED.as_posix(), {})
         frozen = read.get("stages", {}).get(stage, {}).get("frozen")
-        if frozen and name in locked and (report is None or _describes(root / report, model)):
+        if frozen and name in locked and (report is None or describes(root / report, model)):
             yield stage, name, locked[name], "dvc.lock"
 
 
-def _describes(report: Path, model: str | None) -> bool:
+def describes(report: Path, model: str | None) -> bool:
     """Tells whether a report, JSON or JSON lines, is of a model."""
     if not report.exists():
         return False
     if report.suffix == ".jsonl":
         return all(row["model"] == model for row in files.read_json_lines(report))
-    return bool(json.loads(report.read_text(encoding="utf-8"))["model"] == model)
+    return bool(files.read_json(report).get("model") == model)
 
 
 def _differing(name: str, made: Section, now: Section) -> Iterator[str]:

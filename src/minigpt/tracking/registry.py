@@ -1,6 +1,5 @@
 """The MLflow registry: a model directory becomes a version of the registered model."""
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from minigpt import config
+from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
 from minigpt.tracking import champion, deadline, gate, store, version
@@ -241,7 +241,7 @@ def _recorded(uri: str, name: str, number: str) -> dict[str, Any]:
         if path not in {file.path for file in client.list_artifacts(run_id, "gate")}:
             return {}
         local = Path(client.download_artifacts(run_id, path, folder))
-        return dict(json.loads(local.read_text(encoding="utf-8")))
+        return dict(files.read_json(local))
 
 
 def _run_of(client: MlflowClient, name: str, number: str) -> str:

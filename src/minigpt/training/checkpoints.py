@@ -190,7 +190,7 @@ class Checkpoints:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(files.read_json(path))
     except (FileNotFoundError, ValueError):
         return {}
 
