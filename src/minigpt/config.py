@@ -112,13 +112,13 @@ class CorpusConfig(Section):
     format: Literal["archive", "files"]
     """An archive in the layout of IMDB's, or files of your own."""
     url: Url
-    """The archive; or, for your own files, a folder of .txt files, a .jsonl or a .parquet."""
+    """The archive; or your own folder of .txt files, .jsonl or .csv (.gz too) or .parquet."""
     sha256: Sha256 = ""
     """Checksum of the archive."""
     folders: list[Folder] = Field(default=[])
     """Folders of the archive that hold the reviews."""
     text_column: Text = "text"
-    """Column of a .jsonl or .parquet that holds the text."""
+    """Column of a .jsonl, .csv or .parquet that holds the text."""
     undecodable: Literal["fail", "replace"] = "fail"
     """What to do with bytes that are not UTF-8."""
     max_bytes: int = Field(default=2 * 10**9, ge=1, le=10**15)

@@ -41,7 +41,6 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "vocab": {"vocabulary", "sequences.validation_fraction"},
             "sequences": {"sequences"},
             "train": {"sequences", "vocabulary"},
-            "register": {"sequences.validation_fraction"},
         },
     ),
 ]
