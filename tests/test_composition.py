@@ -25,6 +25,7 @@ corpus:
   folders: [aclImdb/train/pos, aclImdb/train/neg, aclImdb/test/pos, aclImdb/test/neg]
   text_column: text
   undecodable: fail
+  white_space: collapse
   max_bytes: 2000000000
   max_members: 1000000
   max_ratio: 100.0

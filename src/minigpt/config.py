@@ -121,6 +121,8 @@ class CorpusConfig(Section):
     """Column of a .jsonl, .csv or .parquet that holds the text."""
     undecodable: Literal["fail", "replace"] = "fail"
     """What to do with bytes that are not UTF-8."""
+    white_space: Literal["collapse", "keep"] = "keep"
+    """Collapse: `<br />` and each run of ASCII white space become one space; keep: as it is."""
     max_bytes: int = Field(default=2 * 10**9, ge=1, le=10**15)
     """Most bytes of the unpacked archive, or of the texts in your files."""
     max_members: Count = 1_000_000

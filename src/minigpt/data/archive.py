@@ -104,7 +104,7 @@ def _texts(
             # that it reads, and `stream` can count them.
             if body := archive.extractfile(member):
                 if wanted:
-                    text = reviews.decode_review(body.read(), where, config.undecodable)
+                    text = reviews.decode_review(body.read(), where, config)
                     yield folder, name, text
                 while body.read(_CHUNK_BYTES):
                     pass

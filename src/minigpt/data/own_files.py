@@ -70,7 +70,7 @@ def _reviews(path: Path, rows: _Rows, config: CorpusConfig) -> Iterator[dict[str
             text = text.encode("utf-8", "surrogatepass")
         size += len(text)
         reviews.check_limits(config, path, size=size, members=count)
-        review["text"] = reviews.decode_review(text, where, config.undecodable)
+        review["text"] = reviews.decode_review(text, where, config)
         yield review
 
 

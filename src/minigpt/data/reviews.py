@@ -1,6 +1,7 @@
 """Limits and checks for every review, from an archive or from the user's own files."""
 
 import codecs
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ MAX_REVIEW_BYTES = 2**28
 _CHARACTERS_AT_ONCE = 2**26  # of long reviews, a batch holds fewer
 # Padding makes a small file look like a bomb: up to this size, no ratio counts.
 _SMALL_BYTES = 2**20
+_BREAK = re.compile("<[bB][rR] />")
 _MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -92,16 +94,34 @@ def decode(data: bytes, where: str, undecodable: str) -> str:
     return text.removeprefix("\ufeff")
 
 
-def decode_review(data: bytes, where: str, undecodable: str) -> str:
-    """Returns the text of a review, as `decode` does.
+def decode_review(data: bytes, where: str, config: CorpusConfig) -> str:
+    """Returns the text of a review, as `decode` does, with the white space that the corpus has.
+
+    Args:
+        data: UTF-8.
+        where: The review, for messages.
+        config: Its `undecodable` and `white_space` apply.
 
     Raises:
         InputError: The text is too long, empty or not UTF-8.
     """
-    text = decode(data, where, undecodable)
+    text = decode(data, where, config.undecodable)
+    if config.white_space == "collapse":
+        text = collapse(text)
     if not text or text.isspace():
         raise InputError(f"{where} is empty: add text or remove it.")
     return text
+
+
+def collapse(text: str) -> str:
+    """Turns `<br />` and each run of ASCII white space into one space, and trims both ends.
+
+    No tokenizer sees a difference, since what it takes for a line break is what the published
+    script does: `<br />`, in any case, with exactly one space. So where collapsing would make
+    another one, of `<br  />`, two spaces stay.
+    """
+    words = _BREAK.sub(" ", text).encode().split()  # str.split would split at others too
+    return _BREAK.sub(lambda made: made[0].replace(" ", "  "), b" ".join(words).decode())
 
 
 def _wide_encoding(data: bytes) -> str | None:
