@@ -100,9 +100,6 @@ def serve(kind: str) -> str:
 def test_an_outage_costs_seconds_and_loses_nothing(
     kind: str, project: Path, monkeypatch: Any, caplog: Any, capfd: Any
 ) -> None:
-    monkeypatch.setattr(mirror, "PATIENCE_S", 1)
-    monkeypatch.setattr(mirror, "SQLITE_S", 1)
-    monkeypatch.setattr(store, "LOCK_WAIT_S", 0.1)
     uri = serve(kind) if kind in SERVERS else "http://me:hunter2@127.0.0.1:9"
     if kind == "unwritable":
         uri = f"sqlite:///{project.as_posix().replace('%', '%25').replace('?', '%3F')}/dvc.lock/db"
@@ -111,24 +108,26 @@ def test_an_outage_costs_seconds_and_loses_nothing(
         (project.parent / "not a database.db").write_text("not a database " * 100)
     elif kind == "locked database":
         uri = store.tracking_uri(project)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     write_run(project)
     write_evaluation(project)
-    tried = Mirror(project, CONFIG)
     held = locked_database(uri) if kind == "locked database" else contextlib.nullcontext()
-    with FileLock(project.parent / "locked.db.lock"), held, caplog.at_level(logging.WARNING):
+    with FileLock(project.parent / "locked.db.lock"), held, monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.setattr(mirror, "PATIENCE_S", 0.5)
+        patch.setattr(mirror, "SQLITE_S", 0.5)
+        patch.setattr(store, "LOCK_WAIT_S", 0.1)
+        tried = Mirror(project, CONFIG)
         began = time.monotonic()
-        for _ in range(5):  # a hanging server takes the patience at once, the others some of it
+        for _ in range(60):  # half a minute, if each lost half a second
             tried.send()
         tried.finish()
-        assert time.monotonic() - began < 2.5
+        assert time.monotonic() - began < 15
     (warning,) = caplog.messages
     assert "can't be used" in warning and "logged later" in warning
     if kind.startswith("locked"):
         assert f"process {os.getpid()} " in warning
     everything = caplog.text + "".join(capfd.readouterr())
     assert "hunter2" not in everything and "Traceback" not in everything
-    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     Mirror(project, CONFIG).send()
     assert len(points(project, "loss")) == 3
     assert runs(project)[0].info.status == "FINISHED"
@@ -212,7 +211,8 @@ def test_a_strict_mirror_raises(project: Path, monkeypatch: Any) -> None:
 def test_a_command_ends_in_time_and_says_why(
     kind: str, project: Path, monkeypatch: Any, empty_store: bytes
 ) -> None:
-    monkeypatch.setattr(store, "OPERATION_S", 1.5)
+    # What a server says at once is said in time on a busy machine, too.
+    monkeypatch.setattr(store, "OPERATION_S", 30 if kind == "later" else 0.5)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     (project.parent / "other.db").write_bytes(empty_store)
     uri = serve(kind) if kind in SERVERS else f"sqlite:///{project.parent}/other.db"
@@ -227,7 +227,7 @@ def test_a_command_ends_in_time_and_says_why(
     }
     reason = {
         "later": "503",
-        "dripping": r"no answer within 1\.\d s",
+        "dripping": r"no answer within 0\.\d s",
         "locked database": rf"no answer within .* s; process {os.getpid()} has locked it: wait",
     }[kind]
     held = locked_database(uri) if kind == "locked database" else contextlib.nullcontext()
@@ -236,7 +236,7 @@ def test_a_command_ends_in_time_and_says_why(
             began = time.monotonic()
             with pytest.raises(InputError, match=f"can't be used: .*{reason}") as raised:
                 action()
-            assert time.monotonic() - began < 6
+            assert time.monotonic() - began < 15
             assert "hunter2" not in str(raised.value)
 
 
@@ -267,12 +267,12 @@ def test_what_comes_in_extends_the_time() -> None:
     came: list[int] = []
 
     def receive() -> str:
-        for _ in range(5):
+        for _ in range(4):
+            came.append(deadline.SLOWEST_BYTES_S * 5)
             time.sleep(0.1)
-            came.append(deadline.SLOWEST_BYTES_S // 5)
         return "all of it"
 
-    assert deadline.within(0.2, receive, received=lambda: sum(came)) == "all of it"
+    assert deadline.within(0.3, receive, received=lambda: sum(came)) == "all of it"
     with pytest.raises(deadline.LateError, match=r"no answer within 0\.2 s"):
         deadline.within(0.2, lambda: time.sleep(1))
     with pytest.raises(ZeroDivisionError):
