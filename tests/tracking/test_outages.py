@@ -1,7 +1,6 @@
 """A store that is absent, refuses, hangs or fails: nothing stops, and nothing is lost."""
 
 import contextlib
-import logging
 import os
 import random
 import sqlite3
