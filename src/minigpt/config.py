@@ -145,8 +145,8 @@ class CorpusConfig(Section):
 class VocabularyConfig(Section):
     """How text becomes tokens."""
 
-    style: Literal["published", "spaced"]
-    """Where spaces are added: before each punctuation character (published), or on both sides."""
+    style: Literal["published", "spaced", "words"]
+    """Words: punctuation and capitals of any script; spaced: of ASCII; published: as the script."""
     max_tokens: int = Field(ge=3, le=10_000_000)
     """Most entries, padding and [UNK] included."""
 

@@ -2,19 +2,22 @@
 
 import re
 import string
+import unicodedata
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.text import STYLES, detokenise, tokenise
+from minigpt.data.text import STYLES, detokenise, surfaces, tokenise
 
 # Edge cases of the rules: the tag whole, cut and in capitals, characters that only some languages
 # take for white space, letters whose lower case is outside ASCII, and NUL.
 PIECES = st.sampled_from(
     [
         *("<br />", "<BR />", "<br /", "<br/>", "[UNK]", "a", "Z", "İ", "É", "…", "7"),
+        *("“", "’", "—", "Ж", "ẞ", "Σ", "😀", "\ud7a3", "。"),
         *string.punctuation,
         *" \t\n\v\f\r\x00\x1c\x1d\x1e\x1f\x85\xa0\u2028\u3000\ufeff",
     ]
@@ -45,6 +48,49 @@ def test_spaced_puts_each_mark_alone(text):
     marks = re.escape(string.punctuation.replace("\\", "")).encode()
     expected = re.sub(rb"([%b])" % marks, rb" \1 ", expected)
     assert tokens_of(text, "spaced") == [token.decode() for token in expected.split()]
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(TEXTS)
+def test_words_know_every_script(text):
+    expected = re.sub("<br ?/?>", " ", text, flags=re.IGNORECASE)
+    apart = "".join(f" {c} " if is_mark(c) else c for c in expected)
+    # str.isspace knows more separators in ASCII than a word list on lines can do without.
+    apart = re.sub(r"(?![\x1c-\x1f])\s", " ", apart)
+    expected = [token for token in apart.split(" ") if token]
+    assert surfaces(pa.array([text]), "words").to_pylist() == [expected]
+    one_to_one = [c.lower() if len(c.lower()) == 1 else "i" for c in "".join(expected)]
+    assert "".join(tokens_of(text, "words")) == "".join(one_to_one)
+
+
+def is_mark(char: str) -> bool:
+    if char.isascii():
+        return char in string.punctuation.replace("\\", "")
+    return unicodedata.category(char).startswith("P") and ord(char) < 0x10000
+
+
+def test_words_of_several_languages():
+    text = "Фильм — «фильм»!<br/>Ein “Straßenfilm”,\xa0d’été…"
+    expected = "фильм — « фильм » ! ein “ straßenfilm ” , d ’ été …"
+    assert tokens_of(text, "words") == expected.split(" ")
+    assert tokens_of("İYİ Filmler. 映画、最高！ فيلم؟", "words") == (
+        ["iyi", "filmler", ".", "映画", "、", "最高", "！", "فيلم", "؟"]
+    )
+
+
+@pytest.mark.parametrize("style", STYLES)
+@settings(deadline=None, max_examples=60, derandomize=True)
+@given(st.lists(TEXTS, max_size=4))
+def test_surfaces_are_the_tokens_as_typed(style, texts):
+    array = pa.array(texts, pa.string())
+    tokens, typed = tokenise(array, style), surfaces(array, style)
+    assert typed.offsets.equals(tokens.offsets)
+    lower = pc.utf8_lower if style == "words" else pc.ascii_lower
+    assert lower(typed.values).equals(tokens.values)
+    for text, parts in zip(texts, typed.to_pylist(), strict=True):
+        place = 0
+        for part in parts:
+            place = text.index(part, place) + len(part)
 
 
 def test_styles_side_by_side():
@@ -87,10 +133,25 @@ def test_unknown_style_is_refused():
         "The actors' names [sic] are well-known; 7/10, or 7.5 of 10: $5 for 1,000 fans at 7:30!",
         "I'm 'not sure' that it -- i.e. the film -- is 100% sci-fi and/or #1.",
         "What?! Yes. So I said... and left. Café! A\\b",
+        "See http://www.imdb.com/title/tt0118883/ (or https://en.wikipedia.org/wiki/i_film).",
+        "It's at www.bbc.co.uk/i/film_7.html?id=5&lang=en. Rock &amp; roll; &#39; he & she; good.",
     ],
 )
 def test_detokenise_restores_well_written_english(text, style):
     assert detokenise(tokens_of(text, style)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Он сказал: «фильм — хороший». Да!",
+        "„Gut“, sagte er. »Ja« – 1990–1995…",
+        "“I’m ‘not sure’ it’s ours,” he said. The actors’ names, d’un été.",
+        "¿Qué? ¡Sí!",
+    ],
+)
+def test_detokenise_knows_typographic_marks(text):
+    assert detokenise(tokens_of(text, "words")) == text
 
 
 def test_detokenise_as_the_model_writes():

@@ -1,14 +1,17 @@
-"""Splits text into tokens, and turns tokens back into readable English."""
+"""Splits text into tokens, and turns tokens back into readable text."""
 
+import functools
 import re
 import string
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-STYLES = ("published", "spaced")
+STYLES = ("published", "spaced", "words")
 
 # In the published script's character class, f"[{string.punctuation}]", the backslash escapes the
 # bracket behind it. So it is the only one of the 32 ASCII punctuation characters without a match.
@@ -21,38 +24,79 @@ _KINDS = np.full(256, _OTHER, np.uint8)
 _KINDS[list(WHITE_SPACE.encode())] = _SPACE
 _KINDS[list(PUNCTUATION.encode())] = _MARK
 
-# Applied in order. Each changes nothing but spaces, and fits the tokens of both styles.
-_CLOSE_UP = [
+# `<[bB]`, since a pattern that begins with a letter is found several times faster than `(?i)<b`.
+_BREAKS = {
+    "published": "<[bB][rR] />",
+    "spaced": "<[bB][rR] />",
+    "words": "<[bB][rR] ?/?>",
+}
+
+# A link, as tokens: the spaces in it are lost, so it ends where a sentence is as likely to begin.
+_WORD = r"[^\W_]+"
+_DOMAIN = r"(?:com|org|net|edu|gov|info|tv|io|co|uk|de|fr|es|nl|ru|jp|kr|cn|ca|au|br|eu|ch|se|pl)"
+_COUNTRY = r"(?:uk|au|jp|kr|br|nz|za|cn|tw|mx|tr)"
+_FILE = r"(?:[sx]?html?|php|aspx?|jsp|cgi|pdf|txt|xml|jpe?g|png|gif)"
+_LINK = (
+    rf"\b(?:(?:https?|ftp) ?: ?/ ?/ ?|www(?= ?\.))(?:{_WORD})?(?: ?[.-] ?{_WORD})*?"
+    rf" ?\. ?{_DOMAIN}\b(?: ?\. ?{_COUNTRY}\b)?(?: ?: ?\d+)?"
+    rf"(?: ?[/~](?: ?{_WORD})?(?: ?[-_~=+](?: ?{_WORD})?| ?\. ?{_FILE}\b| ?% ?[\da-f]{{2}}\b"
+    rf"| ?[?&] ?{_WORD}(?= ?=)| ?# ?{_WORD})*)*"
+)
+_ENTITY = r"& ?(?:amp|lt|gt|quot|apos|nbsp|# ?x?[\da-f]+) ?;"
+
+
+def _joined(match: re.Match[str]) -> str:
+    return match[0].replace(" ", "")
+
+
+# Applied in order. Each changes nothing but spaces, and fits the tokens of all styles.
+_CLOSE_UP: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (_LINK, _joined),
+        (_ENTITY, _joined),
         (r"([-*=_~]) (?=\1)", r"\1"),
-        (r"(?<=[\w\]]) ' ?(?=(?:s|t|d|m|re|ve|ll|clock)\b)", "'"),  # isn't
+        (r"(?<=[\w\]]) (['’]) ?(?=(?:s|t|d|m|re|ve|ll|clock)\b)", r"\1"),  # isn't
         (r'" ?([^"]*?) ?"', r'"\1"'),
         (r'(?<!\S)" (?=[\w\[])', '"'),  # a quote without a partner opens
         (r"(?<!\S)' ?((?:[^']|(?<=\w)'(?=\w))*?) '(?!\w)", r"'\1'"),
-        (r"(?<=s) '(?= \w)", "'"),  # the actors' names
-        (r" +(?=[.,;:!?)\]}%])", ""),
-        (r"(?<=[(\[{]) +", ""),
-        (r"(?<=[\w\]]) ([-/]) ?(?=[\w\[])", r"\1"),  # well-known, 7/10
+        (r"(?<=\ws) (['’])(?= \w)", r"\1"),  # the actors' names
+        (r"([„“]) ?([^„“”]*?) ?([“”])", r"\1\2\3"),
+        (r"([«‹]) ?([^«»‹›]*?) ?([»›])", r"\1\2\3"),
+        (r"([»›]) ?([^«»‹›]*?) ?([«‹])", r"\1\2\3"),
+        (r"([‚‘]) ?((?:[^‚‘’]|(?<=\w)’(?=\w))*?) ([‘’])", r"\1\2\3"),
+        (r"(?<!\S)([„“«‹‚‘¿¡]) (?=[\w\[])", r"\1"),
+        (r"(?<=\w) ’ ?(?=\w)", "’"),  # d’un
+        (r" +(?=[.,;:!?)\]}%…”،؛؟।、。，！？：；）」』】》])", ""),
+        (r"(?<=[(\[{（「『【《]) +", ""),
+        (r"(?<=[\w\]]) ([-‐‑/]) ?(?=[\w\[])", r"\1"),  # well-known, 7/10
+        (r"(?<=\d) – (?=\d)", "–"),
         (r"([$#]) (?=\d)", r"\1"),
         (r"\b([a-z])\. (?=[a-z]\.)", r"\1."),  # i.e.
         (r"\b(\d{1,2})([.:]) (?=\d{1,2}\b)", r"\1\2"),  # 7.5, 7:30
         (r"\b(\d{1,3}), (?=\d{3}\b)", r"\1,"),  # 1,000
     )
 ]
+_IN_LINK = r"(?:https?://|ftp://|www\.)"
 # An ellipsis or an abbreviation such as i.e. does not always end a sentence.
-_SENTENCE_START = re.compile(r"""(^\W*|(?<!\.)(?<!\.\w)[.!?]["')\]]* ["'(\[]*)(\w)""")
-_PRONOUN = re.compile(r"(?<![\w-])i(?![\w-]|\.\w)")
+_SENTENCE_START = re.compile(
+    rf"""(^\W*|(?<!\.)(?<!\.\w)[.!?]["')\]’”“»]* ["'(\[‘“„«»¿¡]*)(?!{_IN_LINK})(\w)"""
+)
+_PRONOUN = re.compile(rf"{_IN_LINK}\S*|(?<![\w-])i(?![\w-]|\.\w)")
 
 
 def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
-    r"""Standardises texts and splits them at white space.
+    r"""Standardises texts and splits them at white space and punctuation.
 
     `published` does what the published script's `custom_standardization` and the split of
     `keras.layers.TextVectorization` do: ASCII letters to lower case, `<br />` to a space, a space
     before each ASCII punctuation character but the backslash, then a split at runs of ASCII white
     space (space, \t, \n, \v, \f, \r and nothing else). `spaced` also puts a space after each
     of those characters, so that `"hello` and `.i` fall apart.
+
+    `words` does what `spaced` does, for any script: all letters become lower case (by Unicode's
+    mapping of one character to one), all punctuation of Unicode's categories P stands alone,
+    Unicode's white space separates, and so do `<br>` and `<br/>`.
 
     Args:
         texts: (N,) strings, none of them null.
@@ -64,24 +108,46 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     Raises:
         ValueError: The style is unknown.
     """
+    lower = pc.utf8_lower if style == "words" else pc.ascii_lower
+    # No letter's lower case is a mark or white space, so this is the lower case of the surfaces.
+    return surfaces(lower(texts.cast(pa.string())), style)
+
+
+def surfaces(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
+    """Splits texts into tokens as they are typed, before letters become lower case.
+
+    Args:
+        texts: (N,) strings, none of them null.
+        style: One of `STYLES`.
+
+    Returns:
+        (N,) lists of strings, one for each token of `tokenise`, in the same order. What lies
+        between two of them in the text is white space and line breaks in HTML, which no token has.
+
+    Raises:
+        ValueError: The style is unknown.
+    """
     if style not in STYLES:
         raise ValueError(f"style {style!r} is not one of {STYLES}")
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
-    texts = pc.replace_substring(pc.ascii_lower(texts.cast(pa.string())), "<br />", " ")
+    texts = pc.replace_substring_regex(texts.cast(pa.string()), _BREAKS[style], " ")
     if not len(texts):
         return pa.array([], pa.list_(pa.string()))
-    _, ends, data = texts.buffers()
-    bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    _, places, data = texts.buffers()
+    bounds = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data or b"", np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
     # No space is inserted: a token begins where a space is or would be, and once white space is
     # dropped it ends where the next one begins. take and compress are twice as fast as indexing.
     kinds = _KINDS.take(letters)
     begins = kinds == _MARK
-    begins[1:] |= kinds[:-1] == _SPACE if style == "published" else kinds[:-1] != _OTHER
-    begins[bounds[bounds < len(letters)]] = True
+    ends = kinds == _SPACE if style == "published" else kinds != _OTHER
     kept = kinds != _SPACE
+    if style == "words":
+        _outside_ascii(letters, begins, ends, kept)
+    begins[1:] |= ends[:-1]
+    begins[bounds[bounds < len(letters)]] = True
     begins &= kept
     letters = letters.compress(kept)
     offsets = np.append(np.flatnonzero(begins.compress(kept)), len(letters)).astype(np.int32)
@@ -92,11 +158,52 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(counts), tokens)
 
 
-def detokenise(tokens: Iterable[str]) -> str:
-    """Turns tokens of either style into readable English, for display.
+def _outside_ascii(
+    letters: npt.NDArray[np.uint8],
+    begins: npt.NDArray[np.bool_],
+    ends: npt.NDArray[np.bool_],
+    kept: npt.NDArray[np.bool_],
+) -> None:
+    """Marks, byte by byte, the punctuation and white space outside ASCII of UTF-8.
 
-    Closes up punctuation, quotes, contractions, ellipses, hyphens, fractions and numbers, and
-    capitalises sentences and the pronoun I. Nothing but spaces and upper case changes.
+    Args:
+        letters: The bytes of all texts in a row.
+        begins: Where a token begins; set at the first byte of a mark.
+        ends: Behind which byte a token ends; set at the last byte of a mark or a space.
+        kept: What belongs to a token; cleared at each byte of a space.
+    """
+    # Characters of four bytes hold no punctuation of a living script, and no white space.
+    first = np.flatnonzero((letters >= 0xC2) & (letters < 0xF0))
+    size = np.where(letters[first] < 0xE0, 2, 3)
+    second, third = (letters.take(first + i, mode="clip").astype(np.int32) & 0x3F for i in (1, 2))
+    lead = letters[first].astype(np.int32)
+    codes = np.where(
+        size == 2, (lead & 0x1F) << 6 | second, (lead & 0x0F) << 12 | second << 6 | third
+    )
+    kinds = _wide_kinds().take(codes)
+    begins[first[kinds == _MARK]] = True
+    ends[(first + size - 1)[kinds != _OTHER]] = True
+    spaces = kinds == _SPACE
+    for i in range(3):
+        kept[(first + i)[spaces & (size > i)]] = False
+
+
+@functools.cache
+def _wide_kinds() -> npt.NDArray[np.uint8]:
+    """The kinds of the characters of the Basic Multilingual Plane, by code point."""
+    kinds = [
+        _MARK if unicodedata.category(char)[0] == "P" else _SPACE if char.isspace() else _OTHER
+        for char in map(chr, range(0x10000))
+    ]
+    return np.array(kinds, np.uint8)
+
+
+def detokenise(tokens: Iterable[str]) -> str:
+    """Turns tokens of any style into readable English, for display.
+
+    Closes up punctuation, quotes, contractions, ellipses, hyphens, fractions, numbers, links and
+    entities such as `&amp;`, and capitalises sentences and the pronoun I. Nothing but spaces and
+    upper case changes.
 
     Args:
         tokens: The tokens in order. Padding is left out, `[UNK]` stays as it is.
@@ -107,7 +214,7 @@ def detokenise(tokens: Iterable[str]) -> str:
     text = " ".join(token for token in tokens if token)
     for pattern, replacement in _CLOSE_UP:
         text = pattern.sub(replacement, text)
-    text = _PRONOUN.sub("I", text)
+    text = _PRONOUN.sub(lambda match: "I" if match[0] == "i" else match[0], text)
     return _SENTENCE_START.sub(lambda match: match[1] + _upper(match[2]), text)
 
 

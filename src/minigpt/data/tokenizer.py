@@ -61,6 +61,10 @@ class Tokenizer:
         """Splits (N,) texts into (N,) lists of tokens, whether known or not."""
         return text.tokenise(texts, self.style)
 
+    def surfaces(self, texts: Texts) -> pa.ListArray:
+        """Returns the tokens of (N,) texts as they are typed, one for each of `split`."""
+        return text.surfaces(texts, self.style)
+
     def ids(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
         """Returns the ids of (N,) tokens; unknown ones have `UNKNOWN`."""
         return pc.fill_null(pc.index_in(tokens, value_set=self._entries), UNKNOWN).to_numpy()
