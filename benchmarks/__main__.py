@@ -128,9 +128,9 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     """Returns the measurements of a row, or why there are none."""
     module, function = ROWS[name].function.split(".")
     try:
-        found = getattr(importlib.import_module(f"benchmarks.{module}"), function)(
-            options, *ROWS[name].arguments
-        )
+        with backend.silenced():
+            loaded = importlib.import_module(f"benchmarks.{module}")
+        found = getattr(loaded, function)(options, *ROWS[name].arguments)
     except NotMeasuredError as error:
         return {"not_measured": str(error)}
     ratio = median(found.there) / median(found.here) if found.there else None

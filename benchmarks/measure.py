@@ -155,7 +155,10 @@ def compare_processes(
 def load(module: str) -> Any:
     """Imports a module for a side; ours skips the same libraries as the stages do."""
     as_it_is = sys.argv[1:2] == [SCRIPT]
-    with contextlib.nullcontext() if as_it_is else backend.without_the_unused():
+    with (
+        backend.silenced(),
+        contextlib.nullcontext() if as_it_is else backend.without_the_unused(),
+    ):
         return importlib.import_module(module)
 
 

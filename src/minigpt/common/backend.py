@@ -73,31 +73,43 @@ def quiet() -> None:
 
 @contextlib.contextmanager
 def importing(interrupted: str) -> Iterator[None]:
-    """Wraps the import of the libraries.
+    """Wraps the import of the libraries in a command of its own process.
 
-    TensorFlow writes to stderr while it is imported, and no setting stops it. An exception from a
-    signal handler would leave libraries half imported, so a signal ends the process at once.
+    An exception from a signal handler would leave libraries half imported, so a signal ends the
+    process at once.
 
     Args:
         interrupted: The line that is printed when SIGINT or SIGTERM arrives.
     """
+    with silenced() as stderr, without_the_unused():
+
+        def leave(signum: int, frame: FrameType | None) -> None:
+            os.write(stderr, f"{interrupted}\n".encode())
+            os._exit(130)
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        handlers = {number: signal.signal(number, leave) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def silenced() -> Iterator[int]:
+    """Drops what is written to stderr; yields a descriptor that still reaches it.
+
+    TensorFlow writes to stderr while it is imported, and no setting stops it.
+    """
     stderr = os.dup(2)
-
-    def leave(signum: int, frame: FrameType | None) -> None:
-        os.write(stderr, f"{interrupted}\n".encode())
-        os._exit(130)
-
-    handlers = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
-        with without_the_unused():
-            yield
+        yield stderr
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from minigpt import config
-from minigpt.common import files, paths
+from minigpt.common import backend, files, paths
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
 from minigpt.tracking import gate, registry, store
@@ -190,8 +190,9 @@ def _texts(
 
 def _written(uri: str, name: str, version: str, rows: Sequence[dict[str, Any]]) -> list[str]:
     """Returns what a version writes after the prompts of samples.jsonl, with their settings."""
-    from minigpt.generation.decoding import Generator
-    from minigpt.model import directory  # only where they are needed: they load TensorFlow
+    with backend.silenced():  # imported only where they are needed, since they load TensorFlow
+        from minigpt.generation.decoding import Generator
+        from minigpt.model import directory
 
     settings = {key: rows[0][key] for key in config.SamplingConfig.model_fields}
     sampling = config.validate(config.SamplingConfig, settings)
