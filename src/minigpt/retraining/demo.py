@@ -1,5 +1,8 @@
-"""What `make demo` ends with: a few texts, the curve of the losses, and what to try next."""
+"""What `make demo` runs and ends with: texts, the curve of the losses, and what to try next."""
 
+import logging
+import shutil
+import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -8,6 +11,7 @@ import numpy as np
 
 from minigpt.common import files, paths
 
+FOLDER = Path(".demo")
 TEXTS = 3
 WIDTH, HEIGHT = 64, 10  # of the chart, in characters
 
@@ -24,8 +28,27 @@ What to try next (after `source .venv/bin/activate`):
 
 
 def main() -> int:
-    """Prints the page about the reports in the folder that the first argument names."""
-    print(page(Path(sys.argv[1])))
+    """Runs the pipeline on the embedded sample and prints what came of it.
+
+    It runs in a copy of the project (--temp), so the tracked files stay as they are.
+
+    Returns:
+        The exit code.
+    """
+    from dvc.cli import main as dvc
+
+    # DVC warns of each output that the copy does not have yet, which is all of them.
+    logging.getLogger("dvc_data.index.checkout").setLevel(logging.ERROR)
+    # Not `dvc exp run --force`, which also removes an earlier demo, but runs every stage again.
+    remove = ["dvc", "exp", "remove", "--quiet", "demo"]
+    subprocess.run(remove, stderr=subprocess.DEVNULL, check=False)  # there may be none
+    run = ["exp", "run", "--temp", "--name", "demo", "-S", "groups.experiment=demo"]
+    if code := dvc(run):
+        return int(code)
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    if code := dvc(["get", "--quiet", ".", "reports", "--rev", "demo", "--out", str(FOLDER)]):
+        return int(code)
+    print(page(FOLDER))
     return 0
 
 
