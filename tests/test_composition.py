@@ -32,8 +32,9 @@ corpus:
 vocabulary: {style: published, max_tokens: 19999}
 sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
 model:
-  {vocabulary_size: 20000, context_length: 80, embed_dim: 256, num_blocks: 1, num_heads: 2,
-   key_dim: 256, feed_forward_dim: 256, dropout: 0.1, tied_embeddings: false, dtype_policy: float32}
+  {vocabulary_size: 20000, context_length: 80, positions: learned, embed_dim: 256, num_blocks: 1,
+   num_heads: 2, key_dim: 256, feed_forward_dim: 256, dropout: 0.1, tied_embeddings: false,
+   dtype_policy: float32}
 train:
   {epochs: 25, batch_size: 128, loss: padded, optimizer: adam, learning_rate: 0.001,
    warmup_steps: 0, decay: constant, weight_decay: 0.0, clip_norm: 0.0, early_stopping: 0,
@@ -170,7 +171,7 @@ def test_unknown_choices(tmp_path: Path) -> None:
         f"unknown group groups.1: allowed are {known}",
         "groups.train is 'fsat': allowed are default, fast, published (did you mean fast?)",
         f"groups.sample is '../train/fast': {samples}",
-        "groups.model is ['x']: allowed are minigpt",
+        "groups.model is ['x']: allowed are deep, minigpt, published",
     ]
     assert refused(tmp_path, {"groups": "fast"}) == (
         "groups in params.yaml is 'fast': allowed is a choice per group"

@@ -170,7 +170,9 @@ class ModelConfig(Section):
     vocabulary_size: int = Field(default=0, ge=0, le=10_000_000)
     """Rows of the head; 0: as many as the vocabulary has entries."""
     context_length: Width
-    """Positions, in tokens."""
+    """Tokens that a position sees, itself included."""
+    positions: Literal["learned", "rotary"] = "learned"
+    """Learned: a text ends at the context; rotary: the context is a window that slides."""
     embed_dim: Width
     """Width of a token's embedding."""
     num_blocks: int = Field(ge=1, le=1_000)
@@ -189,10 +191,17 @@ class ModelConfig(Section):
     """Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16."""
 
     @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> Self:
+    def _widths_can_be_divided(self) -> Self:
         width, heads = self.embed_dim, self.num_heads
+        problems = []
         if width % heads:
-            raise ValueError(f"embed_dim is {width}, not divisible by model.num_heads, {heads}")
+            problems.append(f"embed_dim is {width}, not divisible by model.num_heads, {heads}")
+        if self.positions == "rotary" and self.key_dim % 2:
+            problems.append(
+                f"key_dim is {self.key_dim}: rotary positions need an even number (model.positions)"
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
 

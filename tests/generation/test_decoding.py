@@ -27,7 +27,7 @@ LENGTHS = (1, 3, CONTEXT - 1, CONTEXT + 5, 7)
 
 @pytest.fixture(scope="module")
 def generator(make_network: Any) -> Generator:
-    return Generator(make_network(num_blocks=1), WORDS)
+    return Generator(make_network(num_blocks=1, positions="rotary"), WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def compiling(generator: Generator) -> Generator:
 
 @pytest.fixture(scope="module")
 def slow() -> Any:
-    """Writes with the whole network over the last tokens for each token, and no cache."""
+    """Writes with the whole network over the whole text for each token, and no cache."""
     compiled = set()
 
     def slow(network: Any, prompts: list[np.ndarray], s: SamplingConfig) -> list[list[int]]:
@@ -47,16 +47,19 @@ def slow() -> Any:
             network.compile(jit_compile=keras.backend.backend() == "jax")
             compiled.add(network)
         context = network.config.context_length
+        learned = network.config.positions == "learned"
+        columns = context if learned else context + 26
         texts = [prompt[-context:].tolist() for prompt in prompts]
         rngs = [np.random.default_rng([s.seed, row]) for row in range(len(texts))]
         uniforms = [rng.random((s.max_tokens, rounds(s)), "float32") for rng in rngs]
         starts = [len(text) for text in texts]
         for step in range(s.max_tokens):
-            last = [text[-context:] for text in texts]
-            padded = np.array([text + [0] * (context - len(text)) for text in last], "int32")
+            padded = np.array([(text + [0] * columns)[:columns] for text in texts], "int32")
             logits = network.predict_on_batch(padded).astype("float64")
             for row, text in enumerate(texts):
-                scores = logits[row, len(last[row]) - 1]
+                if learned and len(text) > context:
+                    continue
+                scores = logits[row, len(text) - 1]
                 scores[[0] if s.allow_unknown else [0, 1]] = -np.inf
                 scores[len(WORDS) :] = -np.inf
                 seen = list(set(text))
@@ -69,6 +72,10 @@ def slow() -> Any:
         return [text[start:] for text, start in zip(texts, starts, strict=True)]
 
     return slow
+
+
+def lists(texts: list[np.ndarray]) -> list[list[int]]:
+    return [text.tolist() for text in texts]
 
 
 def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
@@ -92,15 +99,35 @@ def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
 def test_texts_are_those_of_the_slow_way(generator: Generator, slow: Any, knobs: Any) -> None:
     sampling = sampled(26, seed=4, **knobs)  # past the context for every prompt
     found = generator.tokens(prompts(), sampling)
-    assert found.tolist() == slow(generator.network, prompts(), sampling)
+    assert lists(found) == slow(generator.network, prompts(), sampling)
     if knobs:
-        assert len(np.unique(found)) > 3
+        assert len(np.unique(np.stack(found))) > 3
 
 
-def test_one_text_alone_is_that_of_the_slow_way(make_network: Any, slow: Any) -> None:
-    network, sampling = make_network(num_blocks=2), sampled(26, seed=4, top_k=5)
+def test_one_text_of_a_deep_network_is_that_of_the_slow_way(make_network: Any, slow: Any) -> None:
+    network, sampling = make_network(positions="rotary"), sampled(26, seed=4, top_k=5)
     found = Generator(network, WORDS).tokens(prompts((3,)), sampling)
-    assert found.tolist() == slow(network, prompts((3,)), sampling)
+    assert lists(found) == slow(network, prompts((3,)), sampling)
+
+
+def test_learned_positions_end_a_text_at_the_context(
+    make_network: Any, slow: Any, caplog: Any
+) -> None:
+    network, lengths = make_network(num_blocks=1), (1, 3, CONTEXT)
+    learned = Generator(network, WORDS)
+    fits = learned.tokens(prompts(lengths[:2]), sampled(CONTEXT - 2, temperature=0))
+    assert not caplog.messages
+    found = learned.tokens(prompts(lengths), sampled(26, temperature=0))
+    assert [len(text) for text in found] == [CONTEXT, CONTEXT - 2, 1]
+    assert lists(found) == slow(network, prompts(lengths), sampled(26, temperature=0))
+    assert lists(fits) == [text[: CONTEXT - 2].tolist() for text in found[:2]]
+    texts = ["this movie", "great is this movie"]
+    shown = list(learned.stream(texts, sampled(26, temperature=0)))
+    assert len(shown) == CONTEXT - 1 and shown[-1] == learned(texts, sampled(26, temperature=0))
+    (said,) = caplog.messages
+    assert said.startswith(f"texts end after {CONTEXT + 1} tokens, those of the prompt included")
+    with pytest.raises(InputError, match="a prompt has 21 tokens, but the model reads at most 20"):
+        learned.tokens(prompts((3, 21)), sampled(1))
 
 
 @pytest.mark.parametrize(
@@ -115,15 +142,15 @@ def test_xla_writes_the_same_texts(
 ) -> None:
     sampling = sampled(26, seed=4, **knobs)
     expected = generator.tokens(prompts(lengths), sampling)
-    assert compiling.tokens(prompts(lengths), sampling).tolist() == expected.tolist()
+    assert lists(compiling.tokens(prompts(lengths), sampling)) == lists(expected)
 
 
 def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> None:
     network = make_network(num_blocks=1, tied_embeddings=True)
     generator, sampling = Generator(network, WORDS), sampled(6, temperature=0)
-    before = generator.tokens(prompts((3,)), sampling).tolist()
+    before = lists(generator.tokens(prompts((3,)), sampling))
     network.head_bias.assign(network.head_bias + np.linspace(0, 9, 60, dtype="float32"))
-    after = generator.tokens(prompts((3,)), sampling).tolist()
+    after = lists(generator.tokens(prompts((3,)), sampling))
     assert before != after == slow(network, prompts((3,)), sampling)
 
 
@@ -141,26 +168,14 @@ def test_half_precision_writes_what_it_finds_most_probable(
 def test_the_one_most_probable_token_is_the_greedy_choice(generator: Generator) -> None:
     greedy = generator.tokens(prompts(), sampled(26, temperature=0, repetition_penalty=1.5))
     found = generator.tokens(prompts(), sampled(26, top_k=1, seed=3, repetition_penalty=1.5))
-    assert found.tolist() == greedy.tolist()
-
-
-@pytest.mark.parametrize(
-    ("lengths", "new"),
-    [((1,), 1), ((16,), CONTEXT - 16), ((16, 2), CONTEXT - 16 + 1), ((CONTEXT, 4), 3)],
-)
-def test_texts_that_just_fill_the_context(
-    generator: Generator, slow: Any, lengths: tuple[int, ...], new: int
-) -> None:
-    sampling = sampled(new, temperature=0)
-    expected = slow(generator.network, prompts(lengths), sampling)
-    assert generator.tokens(prompts(lengths), sampling).tolist() == expected
+    assert lists(found) == lists(greedy)
 
 
 def test_a_context_shorter_than_the_prompts_are_padded_to(make_network: Any, slow: Any) -> None:
-    network = make_network(context_length=5, num_blocks=1)
+    network = make_network(context_length=5, num_blocks=1, positions="rotary")
     sampling = sampled(9, temperature=0)
     found = Generator(network, WORDS).tokens(prompts((2, 8)), sampling)
-    assert found.tolist() == slow(network, prompts((2, 8)), sampling)
+    assert lists(found) == slow(network, prompts((2, 8)), sampling)
 
 
 def test_a_text_does_not_depend_on_the_others(generator: Generator) -> None:
@@ -169,20 +184,20 @@ def test_a_text_does_not_depend_on_the_others(generator: Generator) -> None:
     others = [prompt if row == 1 else prompt[::-1] for row, prompt in enumerate(prompts())]
     others[0] = prompts((CONTEXT,))[0]
     assert generator.tokens(others, sampling)[1].tolist() == together[1].tolist()
-    assert generator.tokens(prompts()[:2], sampling).tolist() == together[:2].tolist()
+    assert lists(generator.tokens(prompts()[:2], sampling)) == lists(together[:2])
 
 
 def test_the_seed_decides(generator: Generator) -> None:
     first, again, other = (
         generator.tokens(prompts(), sampled(26, top_k=5, seed=seed)) for seed in (1, 1, 2)
     )
-    assert first.tolist() == again.tolist()
+    assert lists(first) == lists(again)
     assert all((a != b).any() for a, b in zip(first, other, strict=True))
 
 
 def test_the_same_prompt_twice_gives_two_texts(generator: Generator) -> None:
     found = generator.tokens([prompts()[3]] * 5, sampled(26, top_k=5))
-    assert len({tuple(row) for row in found.tolist()}) == 5
+    assert len({tuple(row) for row in found}) == 5
 
 
 @pytest.fixture(scope="module")
@@ -197,9 +212,9 @@ def tempted(make_network: Any) -> Generator:
 
 @pytest.mark.parametrize("knobs", [{}, {"top_p": 0.9}])
 def test_only_words_are_written(tempted: Generator, knobs: Any) -> None:
-    found = tempted.tokens(prompts((3,)), sampled(12, **knobs))
+    (found,) = tempted.tokens(prompts((3,)), sampled(12, **knobs))
     assert found.min() > 1 and found.max() < len(WORDS)
-    found = tempted.tokens(prompts((3,)), sampled(12, allow_unknown=True, **knobs))
+    (found,) = tempted.tokens(prompts((3,)), sampled(12, allow_unknown=True, **knobs))
     assert (found == 1).all()
 
 
@@ -228,7 +243,7 @@ def test_a_stream_ends_with_what_a_call_returns(generator: Generator) -> None:
     ids = [np.array([2, 3]), WORDS.encode(pa.array(texts[1:]))[0]]
     written = generator.tokens(ids, sampling)
     for length, (text, _) in enumerate(shown, 1):
-        assert text == detokenise(["this", "movie", *WORDS.decode(written[0, :length])])
+        assert text == detokenise(["this", "movie", *WORDS.decode(written[0][:length])])
 
 
 def test_the_first_token_is_streamed_before_another_is_computed(
@@ -246,7 +261,7 @@ def test_a_second_call_of_the_same_shape_compiles_nothing(
 ) -> None:
     if keras.backend.backend() == "torch":
         pytest.skip("nothing is compiled")
-    generator = Generator(make_network(num_blocks=1), WORDS)
+    generator = Generator(make_network(num_blocks=1, positions="rotary"), WORDS)
     generator(["this movie", "great"], sampled(30, top_p=0.9))
     assert readings
     readings.clear()

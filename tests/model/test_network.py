@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from keras import layers, ops
 
 from minigpt.config import ModelConfig
-from minigpt.model.network import MiniGPT
+from minigpt.model.network import MiniGPT, ring
 
 pytestmark = pytest.mark.backend
 
@@ -183,30 +183,86 @@ def test_a_shorter_text_reads_like_the_start_of_a_longer_one(causal: MiniGPT, lo
     np.testing.assert_allclose(shorter, longer[:, :7], atol=1e-5)
 
 
-@pytest.mark.parametrize("texts", [1, 3])  # attention of one text has a path of its own
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-def test_cached_steps_equal_a_whole_pass(
-    make_network: Any, compiled: Any, dtype: str, texts: int
-) -> None:
-    network = make_network(dtype=dtype)
-    rows = [ids(length, seed=length) for length in (12, 5, 2)[:texts]]
-    padding = np.array([12 - len(row) for row in rows], "int32")
-    tokens = np.stack([np.pad(row, (12 - len(row), 0), constant_values=33) for row in rows])
-    read = compiled(network.read)
-    hidden, cache = read(tokens[:, :9], padding)
-    pieces = [hidden]
-    room = (0, 0), (0, 0), (0, 5), (0, 0)
-    cache = [tuple(ops.pad(kept, room) for kept in block) for block in cache]
+def test_a_window_that_slides_is_read_like_the_window_alone(make_network: Any, logits: Any) -> None:
+    network = make_network(num_blocks=1, context_length=6, positions="rotary")
+    tokens = ids(1, 20)
+    whole = logits(network, tokens)[0]
+    windows = np.stack([tokens[0, end - 6 : end] for end in range(6, 21)])
+    np.testing.assert_allclose(whole[5:], logits(network, windows)[:, -1], atol=1e-4)
+    swapped = windows[:, [1, 0, 2, 3, 4, 5]]
+    assert np.abs(whole[5:] - logits(network, swapped)[:, -1]).max() > 0.1
+
+
+def test_learned_positions_end_at_the_context(causal: MiniGPT) -> None:
+    with pytest.raises(ValueError, match="21 tokens"):
+        causal(ids(1, 21))
+
+
+CACHED = {
+    "one block": (3, {"num_blocks": 1, "context_length": 6, "positions": "rotary"}),
+    "deep": (3, {"num_blocks": 4, "context_length": 6, "positions": "rotary"}),
+    "one text": (1, {"num_blocks": 2, "context_length": 6, "positions": "rotary"}),
+    "all in the context": (3, {"context_length": 40, "positions": "rotary"}),
+    "learned": (3, {"context_length": 19}),
+    "bfloat16": (3, {"context_length": 6, "positions": "rotary", "dtype": "mixed_bfloat16"}),
+}
+
+
+@pytest.mark.parametrize("kind", CACHED)
+def test_cached_steps_equal_a_whole_pass(make_network: Any, compiled: Any, kind: str) -> None:
+    texts, changes = CACHED[kind]
+    network, prompt, steps = make_network(**changes), 8, 11
+    columns = min(network.config.context_length, prompt + steps)
+    read, step = compiled(network.read), compiled(network.read)
+    arranged = compiled(lambda kept, lengths: ring(kept, lengths, columns))
     matrices = [block.matrices() for block in network.blocks]
-    for column in range(9, 12):
-        hidden, cache = read(tokens[:, column : column + 1], padding, cache, column, matrices)
-        pieces.append(hidden)
-    found = np.concatenate([array(piece) for piece in pieces], axis=1)
-    for row, text in zip(found, rows, strict=True):
-        alone = array(compiled(network.hidden)(text[None]))[0]
-        np.testing.assert_allclose(
-            row[-len(text) :], alone, atol=1e-5 if dtype == "float32" else 0.1
-        )
+
+    @settings(deadline=None, max_examples=3, derandomize=True)
+    @given(st.integers(0, 2**16), st.lists(st.integers(1, prompt), min_size=3, max_size=3))
+    def check(seed: int, given: list[int]) -> None:
+        lengths, rows = np.array(given[:texts], "int32"), np.arange(texts)
+        tokens = ids(texts, prompt + steps, seed=seed)
+        whole = array(read(tokens)[0])
+        hidden, kept = read(np.where(np.arange(prompt) < lengths[:, None], tokens[:, :prompt], 33))
+        found, expected = [array(hidden)[rows, lengths - 1]], [whole[rows, lengths - 1]]
+        cache = arranged(kept, lengths)
+        for positions in lengths + np.arange(steps, dtype="int32")[:, None]:
+            hidden, cache = step(tokens[rows, positions][:, None], cache, positions, matrices)
+            found.append(array(hidden)[:, 0])
+            expected.append(whole[rows, positions])
+        atol = 0.1 if kind == "bfloat16" else 1e-5
+        np.testing.assert_allclose(np.stack(found), np.stack(expected), atol=atol)
+
+    check()
+
+
+def test_a_new_sequence_takes_a_row_of_a_running_cache(make_network: Any, compiled: Any) -> None:
+    network = make_network(context_length=6, positions="rotary")
+    read, old, new = compiled(network.read), ids(2, 18), ids(1, 9, seed=1)
+
+    def step(cache: Any, tokens: list[int], positions: list[int]) -> Any:
+        given = np.array(tokens, "int32")[:, None], cache, np.array(positions, "int32")
+        hidden, cache = read(*given)
+        return array(hidden)[:, 0], cache
+
+    cache = ring(read(old[:, :4])[1], np.array([4, 4], "int32"), 6)
+    for position in range(4, 10):
+        _, cache = step(cache, old[:, position], [position, position])
+    newcomer = ring(read(new[:, :3])[1], np.array([3], "int32"), 6)
+    cache = [
+        tuple(ops.concatenate([both[:1], one]) for both, one in zip(*blocks, strict=True))
+        for blocks in zip(cache, newcomer, strict=True)
+    ]
+    found = []
+    for position in range(3, 9):
+        tokens = [old[0, position + 7], new[0, position]]
+        hidden, cache = step(cache, tokens, [position + 7, position])
+        found.append(hidden)
+    np.testing.assert_allclose(
+        np.stack(found, axis=1),
+        np.stack([array(read(old)[0])[0, 10:16], array(read(new)[0])[0, 3:]]),
+        atol=1e-5,
+    )
 
 
 # Training and dtypes.

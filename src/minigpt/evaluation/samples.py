@@ -56,7 +56,7 @@ def write(
     for batch in np.array_split(np.arange(len(turns)), batches):  # one or two compiled shapes
         # Row b of a call draws from (seed, b): with one seed every batch would repeat the first.
         sampling = config.model_copy(update={"seed": config.seed + int(batch[0])})
-        written += list(generator.tokens([encoded[turns[i]] for i in batch], sampling))
+        written.extend(generator.tokens([encoded[turns[i]] for i in batch], sampling))
         if progress:
             progress(len(written), len(turns))
     texts = [np.concatenate([encoded[i], text]) for i, text in zip(turns, written, strict=True)]

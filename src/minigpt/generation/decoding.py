@@ -1,19 +1,21 @@
 """Decoding: one loop continues all prompts together.
 
 The prompts are read once (prefill). Each token after that costs one position, because the keys and
-values of earlier positions are cached. Positions are learned and absolute, so once a text outgrows
-the context, the window slides, every position shifts, and the network reads the whole window again
-for each token. No token marks the end of a review: every text gets N new tokens.
+values of earlier positions are cached, in a ring that a text may outgrow. A network with learned
+positions stops at its context. No token marks the end of a review: every text gets as many new
+tokens as are asked for, or fit.
 
 Shapes: B texts, P prompt columns, N new tokens, R uniform numbers per token, V words, H heads,
 K columns of the cache, D width of a head.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from minigpt.common.errors import InputError
@@ -22,7 +24,9 @@ from minigpt.data.text import detokenise
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer
 from minigpt.generation.prompts import encode
 from minigpt.generation.sampling import next_tokens, rounds
-from minigpt.model.network import MiniGPT
+from minigpt.model.network import MiniGPT, ring
+
+log = logging.getLogger(__name__)
 
 STEP = 16  # prompts and new tokens are padded to multiples of it: few shapes, few compilations
 LOOPS_KEPT = 16  # compiled loops; bounds the memory of a server that is asked for ever new shapes
@@ -32,12 +36,13 @@ class DecodingLoop:
     """The compiled functions for one shape and one combination of samplers.
 
     `start` and `go_on` take `given`, which is constant while the texts are written:
-        padding: int32 (B,), columns before each prompt.
+        lengths: int32 (B,), tokens of each prompt.
         uniforms: float32 (B, N, R).
         banned: float32 (V,), -inf where a word must not be written, else 0.
         knobs: the values of the samplers, see `sampling.next_tokens`.
     They return the state:
-        text: int32 (B, P + N), prompts aligned on the right, followed by the new tokens.
+        text: int32 (B, P + N), in each row the prompt, the new tokens, and padding.
+        token: int32 (B,), the last token of each text.
         cache: keys and values of each block, (B, H, K, D).
         matrices: of each block, see `Block.matrices`.
         head: kernel (C, V) and bias (V,) of the projection to words.
@@ -50,50 +55,39 @@ class DecodingLoop:
 
     def __init__(self, network: MiniGPT, sampling: SamplingConfig, jit_compile: bool) -> None:
         self.network, self.sampling = network, sampling
-        self.context = network.config.context_length
         self.start = _compiled(self._start, network, jit_compile)
         self.go_on = _compiled(self._go_on, network, jit_compile)
 
     def _start(self, tokens: Any, given: dict[str, Any]) -> dict[str, Any]:
         """Reads the prompts, int32 (B, P), and writes the first token after each."""
         (batch, prompt), new = tokens.shape, given["uniforms"].shape[1]
-        state = self._weights(given["banned"])
-        hidden, cache = self.network.read(tokens, given["padding"], matrices=state["matrices"])
-        # The cache ends where the text after the longest prompt fills the context.
-        room = max(min(prompt + new - 1, self.context + STEP - 1), prompt) - prompt
-        room = (0, 0), (0, 0), (0, room), (0, 0)
-        state["cache"] = [tuple(ops.pad(kept, room) for kept in block) for block in cache]
+        state, lengths = self._weights(given["banned"]), given["lengths"]
+        hidden, kept = self.network.read(tokens, matrices=state["matrices"])
+        columns = min(prompt + new - 1, self.network.config.context_length)
+        state["cache"] = ring(kept, lengths, columns)
+        last = ops.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         text = ops.concatenate([tokens, ops.zeros((batch, new), "int32")], axis=1)
-        return {**state, "text": self._write(hidden[:, -1], text, 0, state["head"], given)}
+        token, text = self._write(last, text, 0, state["head"], given)
+        return {**state, "token": token, "text": text}
 
     def _go_on(self, state: Any, given: dict[str, Any], step: Any, stop: Any) -> dict[str, Any]:
         """Writes tokens number `step` to `stop` - 1 of each text."""
-        batch, columns = state["text"].shape
         matrices, head = state["matrices"], state["head"]
-        prompt, padding = columns - given["uniforms"].shape[1], given["padding"]
-        full = self.context + ops.min(padding)  # columns when the longest text fills the context
+        context, learned = self.network.config.context_length, self.network.config.positions
 
-        def cached(step: Any, text: Any, cache: Any) -> Any:
-            column = prompt + step - 1
-            token = ops.slice(text, (0, column), (batch, 1))
-            hidden, cache = self.network.read(token, padding, cache, column, matrices)
-            return step + 1, self._write(hidden[:, 0], text, step, head, given), cache
+        def write(step: Any, token: Any, text: Any, cache: Any) -> Any:
+            positions = given["lengths"] + step - 1
+            if learned == "learned":  # a text that is at its end waits for the others
+                positions = ops.minimum(positions, context - 1)
+            hidden, cache = self.network.read(token[:, None], cache, positions, matrices)
+            return step + 1, *self._write(hidden[:, 0], text, step, head, given), cache
 
-        def slid(step: Any, text: Any) -> Any:
-            start = prompt + step - self.context
-            before = ops.maximum(padding - start, 0)
-            window = ops.slice(text, (0, start), (batch, self.context))
-            hidden, _ = self.network.read(window, before, matrices=matrices)
-            return step + 1, self._write(hidden[:, -1], text, step, head, given)
-
-        step, text, cache = ops.while_loop(
-            lambda step, text, cache: (step < stop) & (prompt + step - 1 < full),
-            cached,
-            (step, state["text"], state["cache"]),
+        _, token, text, cache = ops.while_loop(
+            lambda step, *_: step < stop,
+            write,
+            (step, state["token"], state["text"], state["cache"]),
         )
-        if columns > self.context:
-            step, text = ops.while_loop(lambda step, text: step < stop, slid, (step, text))
-        return {**state, "text": text, "cache": cache}
+        return {**state, "token": token, "text": text, "cache": cache}
 
     def _weights(self, banned: Any) -> dict[str, Any]:
         """Casts and reshapes the weights once for all tokens.
@@ -105,15 +99,18 @@ class DecodingLoop:
         head = ops.cast(kernel, dtype), ops.cast(bias, "float32") + banned
         return {"matrices": [block.matrices() for block in self.network.blocks], "head": head}
 
-    def _write(self, hidden: Any, text: Any, step: Any, head: Any, given: dict[str, Any]) -> Any:
+    def _write(
+        self, hidden: Any, text: Any, step: Any, head: Any, given: dict[str, Any]
+    ) -> tuple[Any, Any]:
         """Chooses token number `step` of each text from hidden states (B, C) and writes it."""
         kernel, bias = head
-        batch, new, rounds = given["uniforms"].shape
+        batch, _, rounds = given["uniforms"].shape
         logits = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
         uniforms = ops.slice(given["uniforms"], (0, step, 0), (batch, 1, rounds))[:, 0]
         tokens = next_tokens(logits, text, uniforms, self.sampling, given["knobs"])
         columns = ops.arange(text.shape[1], dtype="int32")
-        return ops.where(columns == text.shape[1] - new + step, tokens[:, None], text)
+        here = columns == given["lengths"][:, None] + step
+        return tokens, ops.where(here, tokens[:, None], text)
 
 
 class Generator:
@@ -130,19 +127,21 @@ class Generator:
     def __init__(self, network: MiniGPT, tokenizer: Tokenizer, jit_compile: bool = False) -> None:
         self.network, self.tokenizer, self.jit_compile = network, tokenizer, jit_compile
         self._loops: dict[tuple[Any, ...], DecodingLoop] = {}
+        self._warned = False
 
     def __call__(self, prompts: Sequence[str], sampling: SamplingConfig) -> list[str]:
         """Continues each prompt.
 
         Args:
-            prompts: Texts; of one longer than the context, the model sees the last tokens.
+            prompts: Texts; of one longer than the context, the model sees the last tokens, if it
+                has rotary positions.
             sampling: How the tokens are chosen.
 
         Returns:
             Each prompt with its continuation, as readable English.
 
         Raises:
-            InputError: There is no prompt, or one is empty or has no known word.
+            InputError: There is no prompt, or one is empty, has no known word or does not fit.
         """
         return next(self._texts(prompts, sampling, [sampling.max_tokens]))
 
@@ -153,18 +152,21 @@ class Generator:
         were opened earlier.
 
         Args:
-            prompts: Texts; of one longer than the context, the model sees the last tokens.
+            prompts: Texts; of one longer than the context, the model sees the last tokens, if it
+                has rotary positions.
             sampling: How the tokens are chosen.
 
         Yields:
             Each prompt with its continuation so far; at the end, what a call returns.
 
         Raises:
-            InputError: There is no prompt, or one is empty or has no known word.
+            InputError: There is no prompt, or one is empty, has no known word or does not fit.
         """
         return self._texts(prompts, sampling, range(1, sampling.max_tokens + 1))
 
-    def tokens(self, prompts: Sequence[np.ndarray], sampling: SamplingConfig) -> np.ndarray:
+    def tokens(
+        self, prompts: Sequence[np.ndarray], sampling: SamplingConfig
+    ) -> list[npt.NDArray[np.int32]]:
         """Continues each prompt, in token ids.
 
         Args:
@@ -172,12 +174,27 @@ class Generator:
             sampling: How the tokens are chosen. Text b draws its numbers from (seed, b) alone.
 
         Returns:
-            The new tokens, int32 (B, N).
+            The new tokens of each text, `max_tokens` or as many as fit into the context of a
+            network with learned positions.
 
         Raises:
-            InputError: There is no prompt.
+            InputError: There is no prompt, or one does not fit.
         """
         return next(self._written(prompts, sampling, [sampling.max_tokens]))
+
+    def check(self, prompts: Sequence[np.ndarray]) -> None:
+        """Checks the length of prompts, given as token ids.
+
+        Raises:
+            InputError: A prompt is longer than a network with learned positions can read.
+        """
+        config = self.network.config
+        longest = max(map(len, prompts), default=0)
+        if config.positions == "learned" and longest > config.context_length:
+            raise InputError(
+                f"a prompt has {longest} tokens, but the model reads at most "
+                f"{config.context_length}: shorten it, or train with model.positions rotary"
+            )
 
     def _texts(
         self, prompts: Sequence[str], sampling: SamplingConfig, stops: Iterable[int]
@@ -191,23 +208,26 @@ class Generator:
 
     def _written(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig, stops: Iterable[int]
-    ) -> Iterator[np.ndarray]:
-        """Yields the new tokens, (B, stop), up to each stop."""
+    ) -> Iterator[list[npt.NDArray[np.int32]]]:
+        """Yields the new tokens of each text up to each stop."""
         if not prompts:
             raise InputError("there is no prompt: give at least one")
+        self.check(prompts)
         config = self.network.config
         kept = [np.asarray(prompt, "int32")[-config.context_length :] for prompt in prompts]
-        columns = min(_padded(max(map(len, kept))), config.context_length)
-        padding = np.array([columns - len(prompt) for prompt in kept], "int32")
-        tokens = np.stack([np.pad(p, (columns - len(p), 0)) for p in kept])
-        shape = _padded(sampling.max_tokens), rounds(sampling)
+        lengths = np.array([len(prompt) for prompt in kept], "int32")
+        ends = self._ends(lengths, sampling.max_tokens)
+        longest = int(ends.max())
+        columns = min(_padded(int(lengths.max())), config.context_length)
+        tokens = np.stack([np.pad(p, (0, columns - len(p))) for p in kept])
+        shape = _padded(longest), rounds(sampling)
         rngs = [np.random.default_rng([sampling.seed, row]) for row in range(len(kept))]
         banned = np.zeros(config.vocabulary_size, "float32")
         banned[[PADDING, *([] if sampling.allow_unknown else [UNKNOWN])]] = -np.inf
         banned[len(self.tokenizer) :] = -np.inf  # rows of the head that no token has
         knobs = ("temperature", "top_p", "min_p", "repetition_penalty")
         given = {
-            "padding": ops.convert_to_tensor(padding),
+            "lengths": ops.convert_to_tensor(lengths),
             "uniforms": ops.convert_to_tensor(np.stack([r.random(shape, "float32") for r in rngs])),
             "banned": ops.convert_to_tensor(banned),
             "knobs": {k: ops.convert_to_tensor(getattr(sampling, k), "float32") for k in knobs},
@@ -215,10 +235,32 @@ class Generator:
         loop = self._loop(sampling, (*tokens.shape, shape[0]))
         state, done = loop.start(ops.convert_to_tensor(tokens), given), 1
         for stop in stops:
+            stop = min(stop, longest)
             if stop > done:
                 limits = (ops.convert_to_tensor(number, "int32") for number in (done, stop))
                 state, done = loop.go_on(state, given, *limits), stop
-            yield ops.convert_to_numpy(state["text"])[:, columns : columns + stop]
+            text = ops.convert_to_numpy(state["text"])
+            yield [
+                row[length : length + min(stop, end)]
+                for row, length, end in zip(text, lengths, ends, strict=True)
+            ]
+            if stop == longest:
+                return
+
+    def _ends(self, lengths: npt.NDArray[np.int32], asked: int) -> npt.NDArray[np.int32]:
+        """Returns the number of tokens that are written after prompts of these lengths, (B,)."""
+        config = self.network.config
+        ends = np.full_like(lengths, asked)
+        if config.positions == "learned":  # the last token of a text is not read
+            ends = np.minimum(ends, config.context_length + 1 - lengths)
+        if ends.min() < asked and not self._warned:
+            self._warned = True
+            log.warning(
+                "texts end after %s tokens, those of the prompt included: the model has learned "
+                "positions, and no more of them",
+                config.context_length + 1,
+            )
+        return ends
 
     def _loop(self, sampling: SamplingConfig, shape: tuple[int, ...]) -> DecodingLoop:
         """Returns the loop for a shape; drops the one that was used longest ago."""

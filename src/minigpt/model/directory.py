@@ -172,7 +172,8 @@ def _network(path: Path, config: ModelConfig) -> MiniGPT:
     The sizes are compared before any memory is taken: a small file may describe a large network.
     """
     heads, inner = config.num_heads * config.key_dim, config.feed_forward_dim
-    rows = config.vocabulary_size + config.context_length
+    rows = config.vocabulary_size
+    rows += config.context_length if config.positions == "learned" else 0
     rows += config.num_blocks * (4 * heads + 2 * inner)
     if 4 * rows * config.embed_dim > (path / WEIGHTS).stat().st_size:
         raise _broken(path, f"{CONFIG} describes more weights than {WEIGHTS} holds")

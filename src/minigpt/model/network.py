@@ -1,9 +1,14 @@
-"""The miniature GPT: token and position embeddings, causal transformer blocks, a head over words.
+"""The miniature GPT: embeddings, causal transformer blocks, a head over words.
 
 The model of https://keras.io/examples/generative/text_generation_with_miniature_gpt/ with its
-post-normalised block (Vaswani et al., 2017) and initialisers. It is written in keras.ops, so it
-runs on every Keras backend. One forward pass, `MiniGPT.read`, serves training, prefill and cached
-decoding.
+post-normalised block (Vaswani et al., 2017) and initialisers, and with learned or rotary positions.
+It is written in keras.ops, so it runs on every Keras backend. One forward pass, `MiniGPT.read`,
+serves training, prefill and cached decoding.
+
+A sequence begins in column 0 and is filled up on the right, which changes nothing before. With
+rotary positions it may be longer than the context: a position then sees itself and the
+context_length - 1 positions before it (sliding window attention, Beltagy et al., 2020,
+https://arxiv.org/abs/2004.05150).
 
 Shapes: B sequences, T positions to read, K positions to attend to, H heads, D width of a head,
 C width of a token, V words.
@@ -14,11 +19,15 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from minigpt.config import ModelConfig
 
 Cache = tuple[Any, Any]  # the keys and values of one block, (B, H, K, D) each
+Turn = tuple[Any, Any]  # cosines and sines of rotary positions
+
+ROTARY_BASE = 10_000.0  # the longest wave has some 6 times as many positions (Su et al., 2021)
 
 
 def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
@@ -116,8 +125,9 @@ class Block(layers.Layer):
         self,
         x: Any,
         mask: Any,
+        turn: Turn | None = None,
         cache: Cache | None = None,
-        column: Any = 0,
+        columns: Any = None,
         matrices: dict[str, Any] | None = None,
         training: bool | None = None,
     ) -> tuple[Any, Cache]:
@@ -126,8 +136,9 @@ class Block(layers.Layer):
         Args:
             x: (B * T, C).
             mask: Which positions each position may see; bool, broadcast to (B, H, T, K).
+            turn: The rotary positions; None: they are learned, and part of `x`.
             cache: Keys and values of earlier positions, for T = 1; None: there are none (K = T).
-            column: The column of the cache that this position is written to.
+            columns: int32 (B,), the column of the cache that each sequence's position goes to.
             matrices: What the method `matrices` returned; None: made of the current weights.
             training: Whether dropout is on.
 
@@ -146,8 +157,10 @@ class Block(layers.Layer):
             return self.attention_output(ops.reshape(x, (-1, heads * width)), matrix)
 
         query, keys, values = map(project, (self.query, self.key, self.value))  # (B, H, T, D)
+        if turn is not None:
+            query, keys = rotate(query, turn), rotate(keys, turn)
         if cache is not None:  # (B, H, K, D)
-            keys, values = _put(cache[0], column, keys), _put(cache[1], column, values)
+            keys, values = _put(cache[0], columns, keys), _put(cache[1], columns, values)
         once = _recomputed if training else lambda function: function
         more = once(attended)(query, keys, values, matrices["attention_output"])  # (B * T, C)
         x = once(self.attention_norm)(x + self.attention_dropout(more, training=training))
@@ -175,11 +188,12 @@ class MiniGPT(keras.Model):
         # its rows are taken, and add up the gradients of a frequent word in bfloat16.
         table = {"output_dim": width, "dtype": "float32"}
         self.token_embedding = layers.Embedding(words, **table, name="token_embedding")
-        self.position_embedding = layers.Embedding(
-            config.context_length, **table, name="position_embedding"
-        )
         self.token_embedding.build()
-        self.position_embedding.build()
+        if config.positions == "learned":
+            self.position_embedding = layers.Embedding(
+                config.context_length, **table, name="position_embedding"
+            )
+            self.position_embedding.build()
         self.blocks = [
             Block(config, dtype=policy, name=f"block_{number}")
             for number in range(config.num_blocks)
@@ -209,9 +223,8 @@ class MiniGPT(keras.Model):
     def read(
         self,
         tokens: Any,
-        padding: Any = None,
         cache: list[Cache] | None = None,
-        column: Any = 0,
+        positions: Any = None,
         matrices: list[dict[str, Any]] | None = None,
         training: bool | None = None,
     ) -> tuple[Any, list[Cache]]:
@@ -219,35 +232,66 @@ class MiniGPT(keras.Model):
 
         Args:
             tokens: int32 (B, T); T = 1 with a cache.
-            padding: int32 (B,), the columns before each sequence, which is at position 0 after
-                them; None: every sequence begins in column 0.
-            cache: The keys and values of each block for the columns before `column`, with room for
-                this one; None: the sequences begin here.
-            column: The column of the first token.
+            cache: The keys and values of each block, a ring (see `ring`) with room for this token;
+                None: the sequences begin here.
+            positions: int32 (B,), the position of each token; only with a cache.
             matrices: What each `Block.matrices` returned; None: made of the current weights.
             training: Whether dropout is on.
 
         Returns:
-            The last block's output, (B, T, C), and the keys and values of each block.
+            The last block's output, (B, T, C), and the keys and values of each block: those of the
+            T positions, or the cache with this token.
+
+        Raises:
+            ValueError: The sequences are longer than the context, and positions are learned.
         """
-        columns = column + ops.arange(tokens.shape[1], dtype="int32")  # (T,)
-        seen = columns if cache is None else ops.arange(cache[0][0].shape[2], dtype="int32")  # (K,)
-        positions, mask = columns, columns[:, None] >= seen  # (T,), (T, K)
-        if padding is not None:
-            positions = ops.maximum(columns - padding[:, None], 0)  # (B, T)
-            mask = mask & (seen >= padding[:, None, None])[:, None]  # (B, 1, T, K)
+        length, context = tokens.shape[1], self.config.context_length
+        columns = None
+        if cache is None:
+            positions = ops.arange(length, dtype="int32")  # (T,)
+            back = positions[:, None] - positions
+            mask = back >= 0  # (T, T)
+            if length > context:
+                mask = mask & (back < context)
+        else:
+            room = cache[0][0].shape[2]
+            mask = ops.arange(room, dtype="int32") <= positions[:, None, None, None]  # (B, 1, 1, K)
+            columns, positions = positions % room, positions[:, None]  # (B,), (B, 1)
         x = ops.reshape(self.embed(tokens, positions), (-1, self.config.embed_dim))  # (B * T, C)
-        read = []
+        turn, read = self.turn(positions), []
         for number, block in enumerate(self.blocks):
             given = {"cache": cache and cache[number], "matrices": matrices and matrices[number]}
-            x, kept = block(x, mask, column=column, training=training, **given)
+            x, kept = block(x, mask, turn, columns=columns, training=training, **given)
             read.append(kept)
-        return ops.reshape(x, (-1, tokens.shape[1], self.config.embed_dim)), read
+        return ops.reshape(x, (-1, length, self.config.embed_dim)), read
 
     def embed(self, tokens: Any, positions: Any) -> Any:
-        """Returns the sum of the embeddings of tokens and of their positions."""
-        x = self.token_embedding(tokens) + self.position_embedding(positions)
+        """Returns the embeddings of tokens, plus those of their positions if they are learned."""
+        x = self.token_embedding(tokens)
+        if self.config.positions == "learned":
+            if tokens.shape[1] > self.config.context_length:
+                raise ValueError(f"{tokens.shape[1]} tokens, with positions for fewer")
+            x = x + self.position_embedding(positions)
         return ops.cast(x, self.compute_dtype)
+
+    def turn(self, positions: Any) -> Turn | None:
+        """Returns by which angles `rotate` turns the pairs of a head's components.
+
+        Args:
+            positions: int32 (T,) or (B, 1).
+
+        Returns:
+            The cosines and sines, (1, T, D) or (B, 1, 1, D); None if positions are learned.
+        """
+        if self.config.positions == "learned":
+            return None
+        half = self.config.key_dim // 2
+        rates = ROTARY_BASE ** -(np.arange(half) / half)
+        angles = ops.cast(positions, "float32")[..., None] * rates.astype("float32")
+        cosines, sines = ops.cos(angles), ops.sin(angles)
+        both = ops.concatenate([cosines, cosines], -1), ops.concatenate([-sines, sines], -1)
+        cosines, sines = (ops.cast(x, self.compute_dtype) for x in both)
+        return ops.expand_dims(cosines, -3), ops.expand_dims(sines, -3)
 
     def project(self, hidden: Any) -> Any:
         """Returns logits, float32 (..., V), for hidden states (..., C)."""
@@ -265,10 +309,53 @@ class MiniGPT(keras.Model):
         return cls(ModelConfig.model_validate(config["config"]), config["name"])
 
 
-def _put(cache: Any, column: Any, new: Any) -> Any:
-    """Replaces one column of a cache (B, H, K, D) by keys or values (B, H, 1, D)."""
-    batch, heads, columns, width = cache.shape
-    rows = ops.arange(batch * heads, dtype="int32")[:, None] * columns + column
+def rotate(x: Any, turn: Turn) -> Any:
+    """Turns component i of a head with component i + D / 2 by an angle that the position decides.
+
+    The product of a query and a key then depends on their distance alone (Su et al., 2021,
+    https://arxiv.org/abs/2104.09864).
+
+    Args:
+        x: Queries or keys, (B, H, T, D).
+        turn: What `MiniGPT.turn` returned.
+    """
+    first, second = ops.split(x, 2, axis=-1)
+    return x * turn[0] + ops.concatenate([second, first], axis=-1) * turn[1]
+
+
+def ring(kept: list[Cache], lengths: Any, columns: int) -> list[Cache]:
+    """Arranges the keys and values of whole sequences as the ring that decoding goes on with.
+
+    Position p stands in column p % K, so that a new position replaces the one that leaves the
+    window. A row of a ring depends on its own sequence alone: it may replace a row of another
+    ring with as many columns.
+
+    Args:
+        kept: Of each block, (B, H, T, D), as `MiniGPT.read` returned them.
+        lengths: int32 (B,), the tokens of each sequence, 1 to T; what follows them is left out.
+        columns: K: context_length, or fewer if no sequence becomes longer than K.
+
+    Returns:
+        Of each block, (B, H, K, D). Columns that no position has reached hold anything.
+    """
+    batch, heads, length, width = kept[0][0].shape
+    last = lengths[:, None, None] - 1
+    column = ops.arange(columns, dtype="int32")
+    position = ops.maximum(last - (last - column) % columns, 0)  # (B, 1, K)
+    rows = ops.reshape(ops.arange(batch * heads, dtype="int32") * length, (batch, heads, 1))
+
+    def arranged(x: Any) -> Any:
+        flat = ops.reshape(x, (-1, width))
+        return ops.take(flat, rows + position, axis=0)  # (B, H, K, D)
+
+    return [(arranged(keys), arranged(values)) for keys, values in kept]
+
+
+def _put(cache: Any, columns: Any, new: Any) -> Any:
+    """Replaces a column of each row of a cache (B, H, K, D) by keys or values (B, H, 1, D)."""
+    batch, heads, room, width = cache.shape
+    rows = ops.reshape(ops.arange(batch * heads, dtype="int32") * room, (batch, heads))
+    rows = ops.reshape(rows + columns[:, None], (-1, 1))
     flat, new = ops.reshape(cache, (-1, width)), ops.reshape(new, (-1, width))
     return ops.reshape(ops.scatter_update(flat, rows, new), cache.shape)
 

@@ -34,14 +34,18 @@ def run() -> None:
     """Trains, or resumes from the last checkpoint, and writes the model directory."""
     settings = config.load(paths.RESOLVED)
     words = tokenizer.load(paths.TOKENIZER)
-    for name in ("sample", "evaluate"):  # the later stages' prompts: better now than after hours
-        prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
-    preview = prompts.known(words, settings.preview.prompts, "preview.prompts")
+    asked = {
+        name: prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
+        for name in ("preview", "evaluate", "sample")
+    }
     manifest = sequences.verify(paths.SEQUENCES, words)
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
     network = _network(settings, words)
+    generator = Generator(network, words)
+    for texts in asked.values():  # the later stages' prompts: better now than after hours
+        generator.check(prompts.encode(words, texts)[0])
     trainer = _compiled(network, settings.train, steps)
     training = _identity(settings, manifest, network)
     checkpoints = Checkpoints(
@@ -51,11 +55,10 @@ def run() -> None:
         log.info("resuming after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
     facts = {"train_id": checkpoints.train_id, "training": training, "settings": _facts(network)}
     mirror = Mirror(Path.cwd(), settings)
-    generator = Generator(network, words)
 
     def write_texts() -> list[dict[str, Any]]:
-        texts = generator(preview, settings.preview)
-        return [{"prompt": p, "text": t} for p, t in zip(preview, texts, strict=True)]
+        texts = generator(asked["preview"], settings.preview)
+        return [{"prompt": p, "text": t} for p, t in zip(asked["preview"], texts, strict=True)]
 
     def report() -> None:
         _write_reports(checkpoints, facts, steps)
