@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,8 @@ def assert_complete(project: Project, run: Any, epochs: int) -> None:
         for out in stage["outs"]
         if name != "register"  # its entry is written when it has ended
     }
-    tags = {key: run.data.tags[key] for key in run.data.tags if key.startswith("dvc.lock:")}
-    assert tags == {f"dvc.lock:{path}": digest for path, digest in locked.items()}
+    tags = {f"dvc.lock:{path}": digest for path, digest in locked.items()}
+    assert tags.items() <= run.data.tags.items()
     datasets = {entry.dataset.name: entry.dataset.digest for entry in run.inputs.dataset_inputs}
     assert datasets == {
         "reviews": locked["data/reviews.parquet"],
@@ -124,10 +125,12 @@ def test_an_outage_loses_nothing(project: Project, finished: Project) -> None:
     assert len(project.runs()) == 2
 
 
-def test_a_lost_store_is_filled_from_the_files(project: Project, finished: Project) -> None:
+def test_a_lost_store_is_filled_from_the_files(
+    project: Project, finished: Project, stage: Callable[[str], int]
+) -> None:
     (project / "mlflow.db").unlink()
     shutil.rmtree(project / "mlartifacts")
-    assert project.repro("--single-item", "--force", "register") == ["register"]
+    assert stage("register") == 0
     ((run,), (old,)) = project.runs(), finished.runs()
     assert_complete(project, run, epochs=2)
     assert run.data.params == old.data.params
