@@ -57,7 +57,7 @@ def vocabularies(options: Options) -> Result:
     reviews = texts(options.archive)
     data = tf.data.Dataset.from_tensor_slices(reviews.to_pylist()).batch(BATCH)
     layers: list[Any] = []
-    words: list[tokenizer.Tokenizer] = []
+    words: list[tokenizer.WordTokenizer] = []
 
     def there() -> None:
         layers[:] = [script.vectorizer()]
@@ -92,7 +92,7 @@ def preparation(options: Options) -> Result:
     return Result(*seconds, {"every_token_of_every_review_s": every})
 
 
-def build(reviews: pa.Array, style: str = "published") -> tokenizer.Tokenizer:
+def build(reviews: pa.Array, style: str = "published") -> tokenizer.WordTokenizer:
     """The tokenizer of reviews, with a vocabulary of the published size."""
     return tokenizer.build(tokenizer.count(reviews, style), script.VOCABULARY_SIZE - 1, style)
 

@@ -30,7 +30,7 @@ from benchmarks.measure import (
 )
 from benchmarks.training import network
 from minigpt.config import SamplingConfig
-from minigpt.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.data.tokenizer import SPECIAL_TOKENS, WordTokenizer
 from minigpt.generation.decoding import Generator
 from minigpt.model import directory
 
@@ -175,7 +175,7 @@ def cold(options: Options) -> Result:
     return Result(found.pop("all"), facts=found)
 
 
-def tokenizer() -> Tokenizer:
+def tokenizer() -> WordTokenizer:
     """Returns a tokenizer of the published size."""
     made_up = (f"w{number}" for number in range(2, script.VOCABULARY_SIZE))
-    return Tokenizer((*SPECIAL_TOKENS, *made_up), "spaced")
+    return WordTokenizer((*SPECIAL_TOKENS, *made_up), "spaced")

@@ -35,7 +35,7 @@ from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig
 from minigpt.data import archive, corpus, own_files, sequences, tokenizer
 from minigpt.data.text import STYLES
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_MEMORY = 8 * 2**30  # bytes
@@ -155,7 +155,7 @@ def text() -> Case:
     def through(texts: list[str]) -> None:
         array = pa.array(texts, pa.string())
         for style in STYLES:
-            tokens = Tokenizer((), style).split(array).flatten().to_pylist()
+            tokens = WordTokenizer((), style).split(array).flatten().to_pylist()
             if not tokens:
                 continue
             words = tokenizer.build(tokenizer.count(array, style), 20, style)
@@ -164,7 +164,7 @@ def text() -> Case:
             ids, _ = words.encode(array)
             known = [token if token in words.tokens else "[UNK]" for token in tokens]
             assert words.decode(ids.tolist()) == known
-            shown = words.detokenise(ids.tolist())
+            shown = words.complete("", ids.tolist())
             assert shown.replace(" ", "").lower() == "".join(known).replace(" ", "").lower()
 
     characters = st.characters(exclude_categories=["Cs"])
@@ -179,7 +179,7 @@ def tokenizers() -> Case:
     vocabularies = altered(lines.map(lambda rest: b"\n[UNK]\n" + rest + b"\n"))
     kinds = st.just({"kind": "words", "style": "spaced"}) | ANYTHING
     settings = kinds.map(lambda kind: json.dumps(kind).encode())
-    Tokenizer((), "spaced").save(HERE / "tokenizer")
+    WordTokenizer((), "spaced").save(HERE / "tokenizer")
 
     def load(given: tuple[bytes, bytes]) -> None:
         for name, content in zip(("vocabulary.txt", "tokenizer.json"), given, strict=True):
@@ -203,7 +203,7 @@ def tfrecord() -> Case:
         HERE / "sequences",
         [reviews],
         config=config.SequencesConfig(**settings),  # type: ignore[arg-type]
-        tokenizer=Tokenizer(("", "[UNK]"), "spaced"),
+        tokenizer=WordTokenizer(("", "[UNK]"), "spaced"),
     )
     shard = next((HERE / "sequences").glob("train*"))
     manifest = json.loads((HERE / "sequences/manifest.json").read_text())
@@ -288,7 +288,7 @@ def model_directory() -> Case:
     settings = dict.fromkeys(("embed_dim", "num_heads", "key_dim", "feed_forward_dim"), 4)
     settings |= {"vocabulary_size": 9, "context_length": 5, "num_blocks": 1}
     model = config.ModelConfig(**settings, dtype_policy="float32")  # type: ignore[arg-type]
-    words = Tokenizer(("", "[UNK]", "film"), "spaced")
+    words = WordTokenizer(("", "[UNK]", "film"), "spaced")
     path = HERE / "model"
     sections = {
         "vocabulary": {"style": "spaced", "max_tokens": 9},

@@ -13,7 +13,7 @@ from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import ModelConfig, SequencesConfig
 from minigpt.data import corpus, sequences
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 from minigpt.model import directory
 from minigpt.model.network import MiniGPT
 from minigpt.training.checkpoints import Checkpoints
@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_by_name(tmp_path: Path, error: Exception, full: boo
 
 # A disk that is full indeed.
 
-WORDS = Tokenizer(("", "[UNK]", *(f"word{number:06}" for number in range(40_000))), "spaced")
+WORDS = WordTokenizer(("", "[UNK]", *(f"word{number:06}" for number in range(40_000))), "spaced")
 
 
 def write_sequences(path: Path) -> None:
@@ -99,7 +99,9 @@ def write_sequences(path: Path) -> None:
     reviews = sequences.Encoded(
         corpus.pa.array(["a"]), ids, np.array([0, len(ids)]), np.array([False])
     )
-    sequences.write(path, [reviews], config=config, tokenizer=Tokenizer(("", "[UNK]"), "spaced"))
+    sequences.write(
+        path, [reviews], config=config, tokenizer=WordTokenizer(("", "[UNK]"), "spaced")
+    )
 
 
 def write_reviews(path: Path) -> None:

@@ -14,11 +14,11 @@ from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig, SequencesConfig
 from minigpt.data import corpus, own_files, sequences, tokenizer
 from minigpt.data.text import STYLES
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 
 LENGTH = 5
 POLICIES = ("head", "windows")
-WORDS = Tokenizer(("", "[UNK]", "film"), "spaced")
+WORDS = WordTokenizer(("", "[UNK]", "film"), "spaced")
 LENGTHS = [1, 2, 6, 7, 11, 12, 0, 30, 3, 5, 16, 23]
 HELD_OUT = {1, 4, 9}
 
@@ -223,7 +223,7 @@ def test_a_damaged_shard_is_named(tmp_path):
 def test_another_tokenizer_or_no_manifest_is_refused(tmp_path):
     write(tmp_path / "s")
     with pytest.raises(InputError, match=r"another tokenizer.*dvc repro sequences"):
-        sequences.verify(tmp_path / "s", Tokenizer(WORDS.tokens, "published"))
+        sequences.verify(tmp_path / "s", WordTokenizer(WORDS.tokens, "published"))
     (tmp_path / "s/manifest.json").write_text("{")
     with pytest.raises(InputError, match=r"manifest\.json.*dvc repro sequences"):
         sequences.verify(tmp_path / "s")
@@ -254,7 +254,7 @@ def test_a_corpus_that_is_too_small_leaves_the_old_sequences(tmp_path, held_out,
 
 @pytest.mark.parametrize("style", STYLES)
 def test_texts_without_spaces_are_told_so(tmp_path, style):
-    ids, offsets = Tokenizer(("", "[UNK]"), style).encode(pa.array(["这部电影很好看" * 99] * 3))
+    ids, offsets = WordTokenizer(("", "[UNK]"), style).encode(pa.array(["这部电影很好看" * 99] * 3))
     with pytest.raises(InputError, match=r"train split: .*\(3 of 3\) .*put spaces between"):
         write(tmp_path / "s", encoded(ids, offsets, []), validation_fraction=0.0)
 
@@ -306,7 +306,7 @@ def test_hostile_reviews_go_right_through(tmp_path, style):
         known = [t if t in words.tokens else "[UNK]" for t in review[:50]]
         assert words.decode(ids[start : min(start + 50, stop)]) == known
         assert "" not in review and "[UNK]" not in review
-        words.detokenise(ids[start : min(start + 10_000, stop)])
+        words.complete("", ids[start : min(start + 10_000, stop)])
 
     write(
         tmp_path / "sequences",

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from minigpt.common.errors import InputError
 from minigpt.data import tokenizer
 from minigpt.data.text import STYLES, tokenise
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 
 SAMPLE = Path(__file__).resolve().parents[2] / "data/sample/reviews.tar.gz"
 
@@ -98,10 +98,9 @@ def test_the_number_of_pieces_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(again[1], offsets)
 
 
-def test_a_piece_is_no_longer_than_an_arrow_array(monkeypatch):
-    monkeypatch.setattr(tokenizer, "_PIECE_BYTES", 10)
+def test_a_piece_has_only_so_many_bytes():
     texts = pa.chunked_array([["a" * 25, "", "bb"], ["ccc", "dddd", "e" * 11, "f"]])
-    pieces = [piece.to_pylist() for piece in tokenizer._pieces(texts)]
+    pieces = [piece.to_pylist() for piece in tokenizer._pieces(texts, 10)]
     assert [text for piece in pieces for text in piece] == texts.to_pylist()
     assert [[len(text) for text in piece] for piece in pieces] == [[25, 0, 2, 3, 4], [11, 1]]
 
@@ -131,11 +130,11 @@ def test_texts_without_spaces_are_told_so(caplog, text, told):
 def test_build_never_lists_the_special_tokens_twice():
     counts = pa.table({"token": ["[UNK]", "a", "", "b", "c"], "count": [9, 8, 7, 6, 5]})
     built = tokenizer.build(counts, 4, "spaced")
-    assert built == Tokenizer(("", "[UNK]", "a", "b"), "spaced") and len(built) == 4
+    assert built == WordTokenizer(("", "[UNK]", "a", "b"), "spaced") and len(built) == 4
 
 
 def test_encode_and_decode():
-    words = Tokenizer(("", "[UNK]", "good", "film", "!"), "published")
+    words = WordTokenizer(("", "[UNK]", "good", "film", "!"), "published")
     texts = pa.array(["Good film!", "", "bad  FILM"])
     assert words.split(texts).to_pylist() == [["good", "film", "!"], [], ["bad", "film"]]
     ids, offsets = words.encode(texts)
@@ -144,7 +143,7 @@ def test_encode_and_decode():
     assert offsets.tolist() == [0, 3, 3, 5]
     assert words.ids(words.split(texts).values).tolist() == ids.tolist()
     assert words.decode(ids[3:]) == ["[UNK]", "film"]
-    assert words.detokenise([0, *ids[:3]]) == "Good film!"
+    assert words.complete("A Zyx", [0, *ids[:3]]) == "A zyx good film!"
     ids, offsets = words.encode(pa.array([], pa.string()))
     assert (ids.tolist(), offsets.tolist()) == ([], [0])
 
@@ -175,14 +174,14 @@ def test_the_folder_is_safe_for_any_token(tmp_path_factory, texts, style):
 
 
 def test_what_the_folder_holds(tmp_path):
-    words = Tokenizer(("", "[UNK]", "é"), "spaced")
+    words = WordTokenizer(("", "[UNK]", "é"), "spaced")
     words.save(tmp_path / "t")
     contents = {path.name: path.read_text(encoding="utf-8") for path in (tmp_path / "t").iterdir()}
     assert contents.pop("vocabulary.txt") == "\n[UNK]\né\n"
     assert json.loads(contents.pop("tokenizer.json")) == {"kind": "words", "style": "spaced"}
     assert not contents
-    assert words.sha256 == Tokenizer(words.tokens, "spaced").sha256
-    others = [Tokenizer(words.tokens, "published"), Tokenizer(words.tokens[:2], "spaced")]
+    assert words.sha256 == WordTokenizer(words.tokens, "spaced").sha256
+    others = [WordTokenizer(words.tokens, "published"), WordTokenizer(words.tokens[:2], "spaced")]
     assert words.sha256 not in {other.sha256 for other in others}
 
 
@@ -223,7 +222,7 @@ def test_settings_that_save_does_not_write_are_refused(tmp_path, data, wrong):
 
 
 def assert_refused(folder: Path, name: str, data: bytes | None, wrong: str) -> None:
-    Tokenizer(("", "[UNK]", "a"), "spaced").save(folder)
+    WordTokenizer(("", "[UNK]", "a"), "spaced").save(folder)
     (folder / name).unlink()
     if data is not None:
         (folder / name).write_bytes(data)

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 from keras import ops
 
-from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, WordTokenizer
 from minigpt.evaluation import baselines, held_out
 from minigpt.evaluation.held_out import HeldOut
 
 LENGTH = 6  # the network's context
-WORDS = Tokenizer((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."), "spaced")
+WORDS = WordTokenizer((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."), "spaced")
 TEXTS = pa.array(
     [
         "The film was good. The film was bad.<br /><br />A good, good film",
@@ -92,7 +92,7 @@ def test_the_figures_of_a_model(network: Any, reviews: HeldOut, expected: Any) -
 def test_what_is_spelled() -> None:
     nats = np.zeros(256)
     nats[[ord(" "), ord("x"), ord("q"), ord("a"), ord("b")]] = 1, 10, 100, 1000, 0.5
-    words = Tokenizer((*SPECIAL_TOKENS, "a", "b"), "spaced")
+    words = WordTokenizer((*SPECIAL_TOKENS, "a", "b"), "spaced")
     reviews = held_out.read(pa.array(["A b x", "", "q  q B", " b"]), words, nats)
     # The first tokens a, q and b, known or not, and the later x and q; a space after each.
     assert reviews.spelled_nats == 1000 + 100 + 0.5 + 10 + 100 + 5
@@ -113,7 +113,7 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
     texts = pa.array(["the q", "the x", "the x", "the the"])
     nats = baselines.byte_unigram(texts)
     large, small = (
-        Tokenizer((*SPECIAL_TOKENS, *words), "spaced") for words in (["the", "x", "q"], ["the"])
+        WordTokenizer((*SPECIAL_TOKENS, *words), "spaced") for words in (["the", "x", "q"], ["the"])
     )
     figures = {}
     for words in (large, small):
@@ -126,7 +126,7 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
 
 
 def test_the_bytes_do_not_depend_on_the_tokenizer(reviews: HeldOut) -> None:
-    few = Tokenizer((*SPECIAL_TOKENS, "the"), "published")
+    few = WordTokenizer((*SPECIAL_TOKENS, "the"), "published")
     assert held_out.read(TEXTS, few, BYTE_NATS).text_bytes == reviews.text_bytes
 
 

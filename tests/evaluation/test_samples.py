@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from minigpt.config import EvaluateConfig, SamplingConfig
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 from minigpt.evaluation import samples
 from minigpt.evaluation.copying import Copy
 from minigpt.evaluation.samples import Sample
 
-WORDS = Tokenizer(("", "[UNK]", "the", "film", "was"), "spaced")
+WORDS = WordTokenizer(("", "[UNK]", "the", "film", "was"), "spaced")
 CONFIG = EvaluateConfig(
     max_tokens=3, prompts=["the film", "the"], reviews=5, ngram_order=3, seed=7, top_k=2
 )

@@ -18,12 +18,12 @@ from safetensors.numpy import load_file, save_file
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
-from minigpt.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from minigpt.data.tokenizer import SPECIAL_TOKENS, WordTokenizer
 from minigpt.model import directory
 from minigpt.model.directory import CONFIG, WEIGHTS, OlderFormat
 from minigpt.model.network import MiniGPT
 
-TOKENIZER = Tokenizer((*SPECIAL_TOKENS, *(f"word{number}" for number in range(40))), "spaced")
+TOKENIZER = WordTokenizer((*SPECIAL_TOKENS, *(f"word{number}" for number in range(40))), "spaced")
 SECTIONS = {
     "vocabulary": {"style": "spaced", "max_tokens": 42},
     "sequences": {"policy": "windows", "length": 20, "validation_fraction": 0.05},

@@ -1,5 +1,6 @@
-"""The tokenizer: how text is split, the tokens that are known, and their ids."""
+"""Tokenizers: text as token ids and back. What all kinds share, and the kind of words."""
 
+import abc
 import functools
 import hashlib
 import json
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ SPECIAL_TOKENS = ("", "[UNK]")
 
 VOCABULARY = "vocabulary.txt"
 SETTINGS = "tokenizer.json"
-_KIND = "words"
+WORDS = "words"  # the kind of tokenizer
 
 # Texts per task: enough that starting one costs nothing, few enough for the processor's cache.
 _PIECE = 2000
@@ -41,9 +42,76 @@ _PIECES_TO_ADD = 32  # counts of so many pieces are added up at once, since most
 Texts: TypeAlias = pa.Array | pa.ChunkedArray
 
 
+class Tokenizer(abc.ABC):
+    """Maps text to token ids and back.
+
+    Attributes:
+        padding: The id that fills short sequences, which no text has; None: they can't be filled.
+        unknown: The id of all tokens that are not known; None: there are none.
+        separator: The id that stands before each document, which no text has; None: nothing does.
+    """
+
+    padding: ClassVar[int | None]
+    unknown: ClassVar[int | None]
+    separator: int | None
+
+    @abc.abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of ids."""
+
+    @abc.abstractmethod
+    def encode(self, texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """Encodes texts.
+
+        Args:
+            texts: (N,) strings.
+
+        Returns:
+            The ids of all texts in a row, and (N + 1,) offsets: the ids of text n are
+            `ids[offsets[n]:offsets[n + 1]]`.
+        """
+
+    @abc.abstractmethod
+    def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
+        """Returns a prompt with what was written after it, as readable text.
+
+        Args:
+            prompt: A text, which may be empty.
+            ids: What was written.
+            ended: Whether no more ids follow. Otherwise the bytes of a character that is not
+                complete are left out.
+        """
+
+    @property
+    @abc.abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """What tokenizer.json holds."""
+
+    @property
+    @abc.abstractmethod
+    def vocabulary(self) -> bytes:
+        """What vocabulary.txt holds."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the folder that `load` reads: vocabulary.txt and tokenizer.json."""
+        with files.replacing(folder) as beside:
+            beside.mkdir()
+            (beside / VOCABULARY).write_bytes(self.vocabulary)
+            (beside / SETTINGS).write_bytes(self._settings)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of both files, one after the other, in hexadecimal."""
+        return hashlib.sha256(self._settings + self.vocabulary).hexdigest()
+
+    @property
+    def _settings(self) -> bytes:
+        return (json.dumps(self.settings, indent=2) + "\n").encode()
+
+
 @dataclass(frozen=True)
-class Tokenizer:
-    """Splits text into tokens and maps them to ids and back.
+class WordTokenizer(Tokenizer):
+    """Splits text into words and marks, and looks them up.
 
     Attributes:
         tokens: All tokens; the id of a token is its place. The first two are `SPECIAL_TOKENS`.
@@ -52,6 +120,10 @@ class Tokenizer:
 
     tokens: tuple[str, ...]
     style: str
+
+    padding = PADDING
+    unknown = UNKNOWN
+    separator = None
 
     def __len__(self) -> int:
         """Returns the number of tokens, padding and unknown included."""
@@ -70,21 +142,13 @@ class Tokenizer:
         return pc.fill_null(pc.index_in(tokens, value_set=self._entries), UNKNOWN).to_numpy()
 
     def encode(self, texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Splits texts and looks up their tokens, in threads.
-
-        Args:
-            texts: (N,) strings.
-
-        Returns:
-            The ids of all texts in a row, and (N + 1,) offsets: the ids of text n are
-            `ids[offsets[n]:offsets[n + 1]]`.
-        """
+        """Splits texts and looks up their tokens, in threads; see `Tokenizer.encode`."""
 
         def encode_piece(piece: pa.Array) -> tuple[np.ndarray, np.ndarray]:
             lists = self.split(piece)
             return self.ids(lists.values), lists.value_lengths().to_numpy()
 
-        pieces = list(_in_threads(encode_piece, [texts]))
+        pieces = list(in_threads(encode_piece, [texts], _PIECE_BYTES))
         lengths = np.concatenate([np.zeros(1, np.int64), *(piece[1] for piece in pieces)])
         ids = np.concatenate([np.zeros(0, np.int32), *(piece[0] for piece in pieces)])
         return ids, np.cumsum(lengths, dtype=np.int64)
@@ -93,36 +157,30 @@ class Tokenizer:
         """Returns the tokens of ids."""
         return [self.tokens[i] for i in ids]
 
-    def detokenise(self, ids: Iterable[int]) -> str:
-        """Returns ids as readable text, for display."""
-        return text.detokenise(self.decode(ids))
+    def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
+        """Returns a prompt with what was written after it; see `Tokenizer.complete`.
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder that `load` reads: vocabulary.txt and tokenizer.json."""
-        with files.replacing(folder) as beside:
-            beside.mkdir()
-            (beside / VOCABULARY).write_bytes(self._vocabulary)
-            (beside / SETTINGS).write_bytes(self._settings)
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """The SHA-256 of both files, one after the other, in hexadecimal."""
-        return hashlib.sha256(self._settings + self._vocabulary).hexdigest()
+        What the prompt holds is shown in lower case like the rest, also where it is not known.
+        """
+        typed = self.split(pa.array([prompt], pa.string())).values.to_pylist()
+        return text.detokenise([*typed, *self.decode(ids)])
 
     @functools.cached_property
     def _entries(self) -> pa.Array:
         return pa.array(self.tokens, pa.string())
 
     @property
-    def _vocabulary(self) -> bytes:
-        return "".join(f"{token}\n" for token in self.tokens).encode()
+    def settings(self) -> dict[str, Any]:
+        """What tokenizer.json holds."""
+        return {"kind": WORDS, "style": self.style}
 
     @property
-    def _settings(self) -> bytes:
-        return (json.dumps({"kind": _KIND, "style": self.style}, indent=2) + "\n").encode()
+    def vocabulary(self) -> bytes:
+        """What vocabulary.txt holds: a token on each line."""
+        return "".join(f"{token}\n" for token in self.tokens).encode()
 
 
-def load(folder: Path) -> Tokenizer:
+def load(folder: Path) -> WordTokenizer:
     """Reads a folder that `Tokenizer.save` wrote.
 
     Raises:
@@ -131,28 +189,32 @@ def load(folder: Path) -> Tokenizer:
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_bytes())
+        known = [{"kind": WORDS, "style": style} for style in text.STYLES]
+        if settings not in known:
+            raise ValueError(f"it holds {settings!r}, where one of {known} is known")
         path = folder / VOCABULARY
-        # Not splitlines(), since a token may hold other characters that end a line in Unicode.
-        *lines, rest = path.read_bytes().split(b"\n")
-        tokens = tuple(line.decode() for line in lines)
+        data = path.read_bytes()
+        return WordTokenizer(_parse(data), settings["style"])
     except (FileNotFoundError, ValueError, RecursionError) as error:
-        raise _unusable(path, error) from error
-    styles = [{"kind": _KIND, "style": style} for style in text.STYLES]
-    if settings not in styles:
-        raise _unusable(folder / SETTINGS, f"it holds {settings!r}, where one of {styles} is known")
+        raise InputError(f"tokenizer {path}: {error}; make it again: dvc repro vocab") from error
+
+
+def _parse(data: bytes) -> tuple[str, ...]:
+    """Reads vocabulary.txt of words.
+
+    Raises:
+        ValueError: It is not what `WordTokenizer.vocabulary` writes.
+    """
+    # Not splitlines(), since a token may hold other characters that end a line in Unicode.
+    *lines, rest = data.split(b"\n")
+    tokens = tuple(line.decode() for line in lines)
     if tokens[:2] != SPECIAL_TOKENS or rest:
-        wrong = "it must begin with an empty line and [UNK], and end with a line feed"
-    elif not all(line.split() == [line] for line in lines[1:]):
-        wrong = "a line is empty or holds white space, where one token is allowed"
-    elif len(set(tokens)) < len(tokens):
-        wrong = "a token occurs twice"
-    else:
-        return Tokenizer(tokens, settings["style"])
-    raise _unusable(path, wrong)
-
-
-def _unusable(path: Path, wrong: object) -> InputError:
-    return InputError(f"tokenizer {path}: {wrong}; make it again: dvc repro vocab")
+        raise ValueError("it must begin with an empty line and [UNK], and end with a line feed")
+    if not all(line.split() == [line] for line in lines[1:]):
+        raise ValueError("a line is empty or holds white space, where one token is allowed")
+    if len(set(tokens)) < len(tokens):
+        raise ValueError("a token occurs twice")
+    return tokens
 
 
 def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
@@ -178,7 +240,7 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
 
     batches = [texts] if isinstance(texts, Texts) else texts
     seen, tables = 0, []
-    for size, table in _in_threads(count_piece, batches):
+    for size, table in in_threads(count_piece, batches, _PIECE_BYTES):
         seen += size
         tables.append(table)
         if len(tables) == _PIECES_TO_ADD:
@@ -208,7 +270,7 @@ def _added(tables: list[pa.Table]) -> pa.Table:
     return counts.rename_columns(["token", "count"])
 
 
-def build(counts: pa.Table, max_tokens: int, style: str) -> Tokenizer:
+def build(counts: pa.Table, max_tokens: int, style: str) -> WordTokenizer:
     """Builds the tokenizer of the most frequent tokens.
 
     Args:
@@ -218,10 +280,10 @@ def build(counts: pa.Table, max_tokens: int, style: str) -> Tokenizer:
     """
     frequent = counts["token"].slice(0, max_tokens).to_pylist()
     learned = [token for token in frequent if token not in SPECIAL_TOKENS]
-    return Tokenizer((*SPECIAL_TOKENS, *learned[: max_tokens - len(SPECIAL_TOKENS)]), style)
+    return WordTokenizer((*SPECIAL_TOKENS, *learned[: max_tokens - len(SPECIAL_TOKENS)]), style)
 
 
-def metrics(tokenizer: Tokenizer, counts: pa.Table) -> dict[str, int | float]:
+def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float]:
     """Summarises a tokenizer on the texts that were counted.
 
     Args:
@@ -244,9 +306,17 @@ def metrics(tokenizer: Tokenizer, counts: pa.Table) -> dict[str, int | float]:
     }
 
 
-def _in_threads(function: Callable[[pa.Array], Any], batches: Iterable[Texts]) -> Iterator[Any]:
-    """Applies a function to pieces of texts, in order; Arrow releases the interpreter lock."""
-    pieces = (piece for batch in batches for piece in _pieces(batch))
+def in_threads(
+    function: Callable[[pa.Array], Any], batches: Iterable[Texts], most_bytes: int
+) -> Iterator[Any]:
+    """Applies a function to a few texts at a time, in order.
+
+    Args:
+        function: Should release the interpreter lock, as Arrow does.
+        batches: Texts.
+        most_bytes: Bytes of the texts that are given at once, unless one text has more.
+    """
+    pieces = (piece for batch in batches for piece in _pieces(batch, most_bytes))
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
@@ -258,11 +328,12 @@ def _in_threads(function: Callable[[pa.Array], Any], batches: Iterable[Texts]) -
             yield waiting.popleft().result()
 
 
-def _pieces(texts: Texts) -> Iterator[Texts]:
+def _pieces(texts: Texts, most_bytes: int) -> Iterator[Texts]:
     ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
     start = 0
     while start < len(texts):
-        most = ends[start] + _PIECE_BYTES  # the first text may be of any length
+        # The first text may be of any length.
+        most = ends[start] + most_bytes
         stop = min(start + _PIECE, int(ends.searchsorted(most, side="right")))
         yield texts.slice(start, stop - start)
         start = stop

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minigpt.data import sequences
-from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import PADDING, UNKNOWN, WordTokenizer
 from minigpt.evaluation.baselines import spelling
 from minigpt.model import loss as cross_entropy
 from minigpt.model.network import MiniGPT
@@ -70,7 +70,7 @@ def digest(reviews: pa.Table) -> str:
     return found.hexdigest()
 
 
-def read(texts: pa.Array | pa.ChunkedArray, tokenizer: Tokenizer, byte_nats: Floats) -> HeldOut:
+def read(texts: pa.Array | pa.ChunkedArray, tokenizer: WordTokenizer, byte_nats: Floats) -> HeldOut:
     """Reads held-out reviews with the tokenizer of a model.
 
     Args:
@@ -186,7 +186,7 @@ def model_figures(
 
 def measure(
     network: MiniGPT,
-    tokenizer: Tokenizer,
+    tokenizer: WordTokenizer,
     texts: pa.Array | pa.ChunkedArray,
     byte_nats: Floats,
     *,

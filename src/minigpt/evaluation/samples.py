@@ -49,7 +49,7 @@ def write(
         train: The token ids of the training reviews in a row, and (N + 1,) their offsets.
         progress: Called with the texts done and the texts in all.
     """
-    encoded, _ = encode(generator.tokenizer, prompts, "evaluate.prompts")
+    encoded = encode(generator.tokenizer, prompts, "evaluate.prompts")
     turns = [i % len(prompts) for i in range(config.reviews)]
     written: list[Ids] = []
     batches = -(-len(turns) // TEXTS_AT_ONCE)

@@ -20,8 +20,7 @@ from keras import ops
 
 from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
-from minigpt.data.text import detokenise
-from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.generation.prompts import encode
 from minigpt.generation.sampling import next_tokens, rounds
 from minigpt.model.network import MiniGPT, ring
@@ -180,7 +179,7 @@ class Generator:
         Raises:
             InputError: There is no prompt, or one does not fit.
         """
-        return next(self._written(prompts, sampling, [sampling.max_tokens]))
+        return next(self._written(prompts, sampling, [sampling.max_tokens]))[0]
 
     def check(self, prompts: Sequence[np.ndarray]) -> None:
         """Checks the length of prompts, given as token ids.
@@ -199,17 +198,15 @@ class Generator:
     def _texts(
         self, prompts: Sequence[str], sampling: SamplingConfig, stops: Iterable[int]
     ) -> Iterator[list[str]]:
-        rows, typed = encode(self.tokenizer, prompts)
-        for written in self._written(rows, sampling, stops):
-            yield [
-                detokenise([*prompt, *self.tokenizer.decode(row)])
-                for prompt, row in zip(typed, written, strict=True)
-            ]
+        rows = encode(self.tokenizer, prompts)
+        for written, ended in self._written(rows, sampling, stops):
+            parts = zip(prompts, written, ended, strict=True)
+            yield [self.tokenizer.complete(*part) for part in parts]
 
     def _written(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig, stops: Iterable[int]
-    ) -> Iterator[list[npt.NDArray[np.int32]]]:
-        """Yields the new tokens of each text up to each stop."""
+    ) -> Iterator[tuple[list[npt.NDArray[np.int32]], list[bool]]]:
+        """Yields the new tokens of each text up to each stop, and whether the text has ended."""
         if not prompts:
             raise InputError("there is no prompt: give at least one")
         self.check(prompts)
@@ -223,7 +220,10 @@ class Generator:
         shape = _padded(longest), rounds(sampling)
         rngs = [np.random.default_rng([sampling.seed, row]) for row in range(len(kept))]
         banned = np.zeros(config.vocabulary_size, "float32")
-        banned[[PADDING, *([] if sampling.allow_unknown else [UNKNOWN])]] = -np.inf
+        unknown = None if sampling.allow_unknown else self.tokenizer.unknown
+        for never in (self.tokenizer.padding, unknown):
+            if never is not None:
+                banned[never] = -np.inf
         banned[len(self.tokenizer) :] = -np.inf  # rows of the head that no token has
         knobs = ("temperature", "top_p", "min_p", "repetition_penalty")
         given = {
@@ -240,10 +240,13 @@ class Generator:
                 limits = (ops.convert_to_tensor(number, "int32") for number in (done, stop))
                 state, done = loop.go_on(state, given, *limits), stop
             text = ops.convert_to_numpy(state["text"])
-            yield [
-                row[length : length + min(stop, end)]
-                for row, length, end in zip(text, lengths, ends, strict=True)
-            ]
+            yield (
+                [
+                    row[length : length + min(stop, end)]
+                    for row, length, end in zip(text, lengths, ends, strict=True)
+                ],
+                (ends <= stop).tolist(),
+            )
             if stop == longest:
                 return
 

@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from minigpt.common.errors import InputError
 from minigpt.config import DEFAULT_PROMPTS
-from minigpt.data.tokenizer import UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def encode(
     tokenizer: Tokenizer, prompts: Sequence[str], key: str = "the prompt"
-) -> tuple[list[npt.NDArray[np.int32]], list[list[str]]]:
+) -> list[npt.NDArray[np.int32]]:
     """Encodes prompts.
 
     Args:
@@ -26,23 +26,21 @@ def encode(
         key: Where they stand, for the message.
 
     Returns:
-        The token ids of each prompt, and its tokens as they were typed, unknown ones too.
+        The token ids of each prompt.
 
     Raises:
         InputError: There is no prompt, or one is empty or has no token that the model knows.
     """
     if not prompts:
         raise InputError(f"{key}: there is no prompt: give at least one")
-    split = tokenizer.split(pa.array(prompts, pa.string()))
-    ids = tokenizer.ids(split.flatten())
-    ends = np.cumsum([0, *split.value_lengths().to_pylist()])
-    rows = [ids[start:end] for start, end in pairwise(ends)]
+    ids, offsets = tokenizer.encode(pa.array(prompts, pa.string()))
+    rows = [ids[start:end] for start, end in pairwise(offsets)]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) == 0:
             raise InputError(f"{key} {prompt!r} is empty: write at least one word")
-        if np.all(row == UNKNOWN):
+        if np.all(row == tokenizer.unknown):
             raise InputError(f"{key} {prompt!r} has no word that the model knows: use other words")
-    return rows, split.to_pylist()
+    return rows
 
 
 def known(tokenizer: Tokenizer, prompts: Sequence[str], key: str) -> list[str]:

@@ -20,7 +20,7 @@ from minigpt.common.errors import InputError
 from minigpt.common.validation import Section, validate
 from minigpt.config import ModelConfig, SequencesConfig, TrainConfig, VocabularyConfig
 from minigpt.data import tokenizer as tokenizers
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.tokenizer import WordTokenizer
 from minigpt.model.network import MiniGPT
 
 FORMAT = 2
@@ -54,13 +54,16 @@ class ModelDirectory:
     """
 
     network: MiniGPT
-    tokenizer: Tokenizer
+    tokenizer: WordTokenizer
     config: dict[str, Any]
     sha256: str
 
 
 def save(
-    path: Path, network: MiniGPT, tokenizer: Tokenizer, sections: Mapping[str, Mapping[str, Any]]
+    path: Path,
+    network: MiniGPT,
+    tokenizer: WordTokenizer,
+    sections: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Writes a model directory; equal weights give equal bytes.
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.data import corpus
-from minigpt.data.tokenizer import UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import UNKNOWN, WordTokenizer
 from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
 from minigpt.evaluation.samples import Sample
 from minigpt.generation.decoding import Generator
@@ -116,11 +116,11 @@ def _measured_on(
     }
 
 
-def _rows(tokenizer: Tokenizer, learned: pa.Table, written: list[Sample]) -> Rows:
+def _rows(tokenizer: WordTokenizer, learned: pa.Table, written: list[Sample]) -> Rows:
     return [
         {
             "prompt": sample.prompt,
-            "text": tokenizer.detokenise(sample.ids),
+            "text": tokenizer.complete("", sample.ids),
             "copied_run": sample.copy.words,
             "copied_from": learned["id"][sample.copy.review].as_py() if sample.copy.words else "",
         }
@@ -129,7 +129,7 @@ def _rows(tokenizer: Tokenizer, learned: pa.Table, written: list[Sample]) -> Row
 
 
 def _copied(
-    tokenizer: Tokenizer,
+    tokenizer: WordTokenizer,
     learned: pa.Table,
     train: Encoded,
     read: held_out.HeldOut | None,

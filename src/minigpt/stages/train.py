@@ -45,7 +45,7 @@ def run() -> None:
     network = _network(settings, words)
     generator = Generator(network, words)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
-        generator.check(prompts.encode(words, texts)[0])
+        generator.check(prompts.encode(words, texts))
     trainer = _compiled(network, settings.train, steps)
     training = _identity(settings, manifest, network)
     checkpoints = Checkpoints(
