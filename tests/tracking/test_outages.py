@@ -239,6 +239,26 @@ def test_a_command_ends_in_time_and_says_why(
             assert "hunter2" not in str(raised.value)
 
 
+def test_a_server_that_is_slow_each_time_does_not_take_for_ever(
+    project: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(store, "STAGE_S", 1)
+    write_run(project)
+    for method in ("get_run", "log_batch", "log_text", "set_experiment_tag"):
+        real = getattr(MlflowClient, method)
+
+        def slow(*args: Any, real: Any = real, **kwargs: Any) -> Any:
+            time.sleep(0.3)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(MlflowClient, method, slow)
+    began, strict = time.monotonic(), Mirror(project, CONFIG, strict=True)
+    with pytest.raises(InputError, match="no answer within"):
+        strict.send()
+    assert time.monotonic() - began < 3
+    strict.attempt(lambda client: client.get_run(strict.run_id))  # another operation, another end
+
+
 LEAVES = """
 import os, sys, time
 from concurrent.futures import ThreadPoolExecutor
@@ -260,6 +280,14 @@ def test_a_process_ends_although_a_call_does_not() -> None:
     command = [sys.executable, "-c", LEAVES]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=45)
     assert (ran.stdout, ran.stderr, ran.returncode) == ("no answer within 0.2 s\n", "", 0)
+
+
+def test_what_is_sent_puts_the_end_off() -> None:
+    operation = deadline.Operation(2, call_s=1)
+    assert 0.9 < operation.left_s() <= 1
+    assert 10.9 < operation.left_s(10 * deadline.SLOWEST_BYTES_S) <= 11
+    assert 0.9 < operation.left_s() <= 1
+    assert 1.5 < deadline.Operation(2).left_s() <= 2
 
 
 def test_what_comes_in_extends_the_time() -> None:

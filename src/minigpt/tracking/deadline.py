@@ -1,4 +1,4 @@
-"""A limit on the wall clock for each call of MLflow.
+"""Limits on the wall clock for calls of MLflow, each by itself and all of an operation together.
 
 MLflow's own timeouts hold for one read, so a server that sends a byte a second would keep a caller
 for ever.
@@ -6,6 +6,7 @@ for ever.
 
 import contextlib
 import contextvars
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,25 @@ SLOWEST_BYTES_S = 100_000  # of a transfer, which may take a second more for as 
 
 class LateError(TimeoutError):
     """A call did not end in time."""
+
+
+class Operation:
+    """Calls that have to be over in time together; what they transfer puts the end off."""
+
+    def __init__(self, limit_s: float, call_s: float = math.inf) -> None:
+        """Begins the operation.
+
+        Args:
+            limit_s: How long all calls together may take.
+            call_s: How long one of them may take.
+        """
+        self._end, self._call_s = time.monotonic() + limit_s, call_s
+
+    def left_s(self, sends: int = 0) -> float:
+        """Returns how long the next call, which sends as many bytes, may take."""
+        more_s = sends / SLOWEST_BYTES_S
+        self._end += more_s
+        return min(self._call_s + more_s, self._end - time.monotonic())
 
 
 def within(limit_s: float, action: Callable[[], T], received: Callable[[], int] = lambda: 0) -> T:
@@ -57,35 +77,35 @@ def within(limit_s: float, action: Callable[[], T], received: Callable[[], int] 
     return future.result()
 
 
-def client(uri: str, left_s: Callable[[], float]) -> MlflowClient:
+def client(uri: str, left_s: Callable[[int], float]) -> MlflowClient:
     """Returns a client of which each call ends in time.
 
     Args:
         uri: The address of the store.
-        left_s: How long the next call may take.
+        left_s: How long the next call may take, by the bytes that it uploads.
     """
-    made = within(left_s(), lambda: MlflowClient(uri))
+    made = within(left_s(0), lambda: MlflowClient(uri))
     return cast(MlflowClient, _Bounded(made, left_s))
 
 
 class _Bounded:
-    """Stands for a client; uploads get time by their size."""
+    """Stands for a client."""
 
-    def __init__(self, made: MlflowClient, left_s: Callable[[], float]) -> None:
+    def __init__(self, made: MlflowClient, left_s: Callable[[int], float]) -> None:
         self._made, self._left_s = made, left_s
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._made, name)
         if not callable(found):
             return found
-        return lambda *args, **kwargs: within(self._left_s(), lambda: found(*args, **kwargs))
+        return lambda *args, **kwargs: within(self._left_s(0), lambda: found(*args, **kwargs))
 
     def log_artifact(self, run_id: str, path: str, folder: str | None = None) -> None:
-        limit_s = self._left_s() + Path(path).stat().st_size / SLOWEST_BYTES_S
+        limit_s = self._left_s(Path(path).stat().st_size)
         within(limit_s, lambda: self._made.log_artifact(run_id, path, folder))
 
     def log_model_artifacts(self, model_id: str, folder: str) -> None:
-        limit_s = self._left_s() + size(Path(folder)) / SLOWEST_BYTES_S
+        limit_s = self._left_s(size(Path(folder)))
         within(limit_s, lambda: self._made.log_model_artifacts(model_id, folder))
 
 

@@ -63,6 +63,7 @@ class Mirror:
         self._client: MlflowClient | None = None
         self._identity: dict[str, str] = {}
         self._lost_s = 0.0  # by failures
+        self._operation = deadline.Operation(0)
         self._warned: set[str] = set()
 
     def send(self) -> None:
@@ -131,6 +132,7 @@ class Mirror:
 
     def _attempt(self, found: contents.Contents, action: Callable[[MlflowClient], T]) -> T | None:
         if self._strict:
+            self._operation = deadline.Operation(store.STAGE_S, store.OPERATION_S)
             with store.told(self.uri):
                 return self._repeated(lambda: action(self._open(found.identity)))
         if self._lost_s >= PATIENCE_S:
@@ -163,11 +165,12 @@ class Mirror:
                 time.sleep(random.uniform(0, AT_ONCE_S))
         return action()
 
-    def _left_s(self) -> float:
-        """Returns how long the next call of the store may take."""
+    def _left_s(self, sends: int) -> float:
+        """Returns how long the next call of the store, which sends as many bytes, may take."""
         if self._strict:
-            return store.OPERATION_S
-        return SQLITE_S if store.sqlite_path(self.uri) else PATIENCE_S - self._lost_s
+            return self._operation.left_s(sends)
+        patience_s = SQLITE_S if store.sqlite_path(self.uri) else PATIENCE_S - self._lost_s
+        return patience_s + sends / deadline.SLOWEST_BYTES_S
 
     def _open(self, identity: dict[str, str]) -> MlflowClient:
         """Finds or creates the experiment and the run."""

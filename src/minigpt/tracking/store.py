@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import shlex
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from minigpt.tracking import deadline
 SQLITE = "sqlite:///"
 FAILURES = (MlflowException, SQLAlchemyError, OSError)  # requests' errors are OSErrors too
 LOCK_WAIT_S = 20  # as long as sqlite itself waits for another writer
-OPERATION_S = 60  # of all calls of a command, or of each call of a stage that needs the store
+OPERATION_S = 60  # of all calls of a command
+STAGE_S = 300  # of all calls with which `register` sends or registers; OPERATION_S for each
 CREATE_S = 300  # of a new database, in dozens of steps of MLflow's
 
 
@@ -88,9 +88,9 @@ def open_store(uri: str) -> Iterator[MlflowClient]:
             "folder, or set MLFLOW_TRACKING_URI"
         )
     prepare(2)
-    end = time.monotonic() + OPERATION_S
+    operation = deadline.Operation(OPERATION_S)
     with told(uri):
-        yield deadline.client(uri, lambda: end - time.monotonic())
+        yield deadline.client(uri, operation.left_s)
 
 
 @contextlib.contextmanager
