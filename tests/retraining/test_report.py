@@ -128,6 +128,15 @@ def test_nothing_that_was_written_by_others_is_alive(finished: Path) -> None:
     assert not re.search(r"@\w|#\d|GH-\d", shown)
 
 
+def test_a_report_of_a_refusal_says_what_to_do(finished: Path) -> None:
+    outcome = files.read_json(finished / paths.GATE)
+    outcome |= {"verdict": "refused", "way_on": "add texts", "champion": None}
+    files.write_json(finished / paths.GATE, outcome)
+    page, _ = report.page(finished, "HEAD", STAGES, failed=False)
+    assert "# Retraining: refused" in page
+    assert "**Nothing is registered.** What to do: add texts" in page
+
+
 def test_a_secret_in_what_changed_is_not_shown(finished: Path) -> None:
     page, _ = report.page(finished, "HEAD", STAGES, failed=False)
     _, _, before, now = cells(page, "| resolved.yaml | corpus.url |")

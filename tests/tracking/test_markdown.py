@@ -1,3 +1,6 @@
+import html
+import re
+
 from minigpt.tracking import markdown
 
 
@@ -10,3 +13,5 @@ def test_nothing_that_a_model_writes_ends_a_cell() -> None:
     for character in "<`@[#":
         assert character not in row.replace("&#", "")
     assert "&&#" not in row and "someone" in row
+    # GitHub looks for names and numbers where the escapes are gone.
+    assert not re.search(r"@\w|#\d|GH-\d", html.unescape(markdown.escape("@a #1 GH-2 a@b.c")))

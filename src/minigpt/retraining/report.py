@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -136,7 +135,10 @@ def _verdict(verdict: dict[str, Any]) -> str:
     ]
     header = ["", *(_version(side, what) for side, what in ((ours, "this"), (theirs, "champion")))]
     title = f"# Retraining: {_dead(verdict['verdict'])}"
-    return f"{title}\n\n{_dead(verdict['reason'])}\n\n{table(header, rows)}"
+    told = [_dead(verdict["reason"])]
+    if "way_on" in verdict:
+        told.append(f"**Nothing is registered.** What to do: {_dead(verdict['way_on'])}")
+    return "\n\n".join([title, *told, table(header, rows)])
 
 
 def _figure(value: Any) -> str:
@@ -229,10 +231,10 @@ def _links(uri: str, registered: dict[str, Any], experiment: str | None) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], most_bytes: int) -> str:
-    """Returns a table of as many rows as there is room for; no cell can end it or call anyone."""
+    """Returns a table of as many rows as there is room for."""
     text = table(header, [])
     for number, row in enumerate(rows):
-        line = table(header, [[_quiet(str(cell)) for cell in row]]).removeprefix(table(header, []))
+        line = table(header, [[_short(cell) for cell in row]]).removeprefix(table(header, []))
         if len((text + line).encode()) > most_bytes:
             return f"{text}\n{len(rows) - number:,} more rows are left out.\n"
         text += line
@@ -241,16 +243,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]], most_bytes: int
 
 def _dead(value: Any) -> str:
     """Returns a value on one line of text, in which Markdown finds nothing."""
-    return escape(_quiet(str(value)))
+    return escape(_short(value))
 
 
-def _quiet(text: str) -> str:
-    """Returns a text without secrets that notifies nobody and is not too long.
-
-    GitHub looks for @names and #numbers in the finished page, where escapes are gone; only a space
-    without width keeps it from finding them.
-    """
-    text = redact(text)
-    if len(text) > _LONGEST_CELL:
-        text = text[:_LONGEST_CELL] + "..."
-    return re.sub(r"(?<=[@#])(?=\w)|(?<=\bGH)(?=-\d)", "\u200b", text)
+def _short(value: Any) -> str:
+    """Returns a value as a text without secrets that is not too long."""
+    text = redact(str(value))
+    return text if len(text) <= _LONGEST_CELL else text[:_LONGEST_CELL] + "..."

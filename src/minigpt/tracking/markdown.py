@@ -1,5 +1,6 @@
 """Markdown in which nothing that a model or a person wrote can break the page."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,5 +14,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def escape(value: Any) -> str:
-    """Returns a value on one line, every character of which Markdown shows as it is."""
-    return " ".join(str(value).split()).translate(LITERAL)
+    """Returns a value on one line, which Markdown shows as it is and which notifies nobody.
+
+    GitHub looks for @names and #numbers in the finished page, where escapes are gone; only a space
+    without width keeps it from finding them.
+    """
+    text = " ".join(str(value).split())
+    text = re.sub(r"(?<=[@#])(?=\w)|(?<=\bGH)(?=-\d)", "\u200b", text)
+    return text.translate(LITERAL)
