@@ -158,6 +158,9 @@ def test_metrics():
     assert np.mean(ids == tokenizer.UNKNOWN) == 3 / 8
     everything = tokenizer.build(counts, 100, "published")
     assert tokenizer.metrics(everything, counts)["unk_share"] == 0
+    others = [pa.array(["a x", ""]), pa.array(["y d"])]
+    assert tokenizer.unk_share(everything, others) == 1 / 2
+    assert tokenizer.unk_share(everything, []) == 0
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)

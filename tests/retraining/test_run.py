@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.common import files, paths
 from minigpt.common.errors import InputError
 from minigpt.retraining import report, run
 
@@ -85,6 +86,20 @@ def test_what_was_made_is_pushed_before_the_report(
     assert run.main() == 2
     assert "error: the report lacks the links to MLflow: away" in capsys.readouterr().err
     assert run.REPORT.read_text(encoding="utf-8") == "failed: False"
+
+
+def test_a_refusal_is_the_last_thing_that_is_said(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outcome = {"verdict": "refused", "reason": "too many [UNK]", "way_on": "add texts"}
+    files.write_json(paths.GATE, outcome)
+    assert run.main() == 0
+    *_, first, why, way_on, _ = capsys.readouterr().out.splitlines()
+    assert first == "NOT REGISTERED: the gate refused this model."
+    assert why.endswith("too many [UNK]") and way_on.endswith("add texts")
+    calls.code = 255  # the verdict is of an earlier run
+    assert run.main() == 255
+    assert "NOT REGISTERED" not in capsys.readouterr().out
 
 
 def test_a_report_that_fails_comes_after_the_push(

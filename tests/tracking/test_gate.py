@@ -75,6 +75,17 @@ def test_a_broken_limit_is_named_with_the_value_and_what_is_allowed() -> None:
     )
 
 
+def test_what_to_do_about_a_refusal_depends_on_the_vocabulary() -> None:
+    found = gate.broken({**GOOD, "unk_share": 0.5, "copied_run_p95": 41.0}, LIMITS)
+    for is_full, first in ((True, "raise vocabulary.max_tokens or"), (False, "add more texts")):
+        way = gate.way_on(found, is_full=is_full)
+        assert first in way and "gate.max_unk_share" in way and "gate.max_copied_run" in way
+    assert "train.learning_rate" in gate.way_on(
+        gate.broken({"loss": math.nan}, LIMITS), is_full=True
+    )
+    assert gate.notice({"verdict": "kept", "reason": "no better"}) == ""
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", sorted(GOOD))
 def test_a_figure_that_is_not_finite_is_refused_even_with_the_limits_off(

@@ -17,7 +17,10 @@ from tracked import (
     write_run,
 )
 
+from minigpt.common.errors import InputError
 from minigpt.config import Config
+from minigpt.data.tokenizer import WordTokenizer
+from minigpt.stages import train
 from minigpt.tracking.mirror import Mirror
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
@@ -130,6 +133,51 @@ def test_frozen_stages_keep_the_parameters_that_they_were_run_with(
     write_evaluation(project, model=model)
     (project / "dvc.yaml").unlink()
     assert Mirror(project, later).made_with() == later
+
+
+def test_a_model_is_made_with_what_frozen_stages_left(
+    project: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    monkeypatch.chdir(project)
+    words = WordTokenizer(("", "[UNK]", "film"), "spaced")
+    manifest = {"length": 16, "policy": "windows", "validation_fraction": 0.05}
+    freeze(
+        project,
+        vocab={**sections(CONFIG, "vocabulary"), "sequences.validation_fraction": 0.05},
+        sequences=sections(CONFIG, "sequences"),
+    )
+    later = changed(vocabulary={"max_tokens": 2000}, sequences={"policy": "head", "shards": 2})
+    assert train._made_with(later, words, manifest) == CONFIG
+    write_run(project, epochs=1, model=None)
+    Mirror(project, later).send()
+    write_run(project, model=write_model(project))
+    Mirror(project, later).send()
+    (run,) = runs(project)  # the model says the same as the stages did before it was there
+    assert run.data.params["vocabulary.max_tokens"] == "1000"
+    for warning, stages in zip(caplog.messages, ("vocab", "train vocab"), strict=True):
+        assert "vocabulary.max_tokens is 1000 (resolved.yaml: 2000)" in warning
+        assert f"`dvc unfreeze {stages} sequences`" in warning
+
+    shorter = changed(sequences={"length": 8}, model={"context_length": 8})
+    with pytest.raises(InputError, match=r"sequences.length is 16.*`dvc unfreeze vocab sequences`"):
+        train._made_with(shorter, words, manifest)
+    (project / "dvc.yaml").unlink()  # not frozen, but not run either
+    with pytest.raises(InputError, match=r"data/sequences was made with .*policy=windows, but"):
+        train._made_with(later, words, manifest)
+    with pytest.raises(InputError, match=r"data/tokenizer was made with vocabulary.style=publish"):
+        train._made_with(CONFIG, WordTokenizer(words.tokens, "published"), manifest)
+
+
+def test_unknown_words_are_told_before_the_training(caplog: Any) -> None:
+    words = WordTokenizer(("", "[UNK]", "film"), "spaced")
+    limited = changed(gate={"max_unk_share": 0.2})
+    for unknown in (2, 3):
+        train._warn_of_unknown_words(limited, words, {"unknown_targets": unknown, "targets": 10})
+    (warning,) = caplog.messages
+    assert "the gate will refuse this model" in warning and "unk_share is 0.3" in warning
+    assert "add more texts" in warning
+    train._warn_of_unknown_words(CONFIG, words, {"unknown_targets": 0, "targets": 0})
+    assert len(caplog.messages) == 1
 
 
 def test_sections_that_other_code_wrote_are_named(project: Path, caplog: Any) -> None:

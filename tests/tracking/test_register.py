@@ -13,9 +13,10 @@ from tracked import CONFIG, MODEL, changed, fake_model, runs, write_model, write
 from minigpt import config
 from minigpt.common import files, paths
 from minigpt.common.errors import InputError
+from minigpt.data.tokenizer import WordTokenizer
 from minigpt.evaluation import held_out
 from minigpt.stages import register
-from minigpt.tracking import champion, registry, store
+from minigpt.tracking import champion, gate, registry, store
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
@@ -48,8 +49,8 @@ def fill(project: Path, monkeypatch: Any) -> None:
     )
     trained = SimpleNamespace(
         sha256=model,
-        tokenizer=SimpleNamespace(sha256="f" * 64),
-        config={"sequences": {"validation_fraction": 0.05}},
+        tokenizer=WordTokenizer(("", "[UNK]", "film"), "spaced"),
+        config=CONFIG.model_dump(),
     )
     monkeypatch.setattr(register.directory, "load", lambda path: trained)
 
@@ -76,6 +77,19 @@ def test_a_model_is_registered_with_what_it_was_made_with(stage: Path, monkeypat
     assert "seed 1," in page and "dropout 0," in page
     (run,) = runs(stage)
     assert run.data.params["train.seed"] == "1"
+
+
+def test_a_refusal_is_not_to_be_overlooked(stage: Path, caplog: Any) -> None:
+    evaluation = files.read_json(paths.EVALUATION)
+    files.write_json(paths.EVALUATION, {**evaluation, "unk_share": 0.5})
+    config.save(changed(gate={"max_unk_share": 0.2}))
+    with caplog.at_level("INFO"):
+        register.run()
+    last = caplog.messages[-1]
+    assert "NOT REGISTERED" in last and "unk_share is 0.5, above 0.2" in last
+    assert "add more texts" in last and "raise gate.max_unk_share" in last
+    assert gate.notice(verdict()) == last
+    assert "mini, not registered" in paths.MODEL_CARD.read_text(encoding="utf-8")
 
 
 def test_reports_of_another_model_are_refused(stage: Path) -> None:

@@ -1,5 +1,6 @@
 """Where the stages read and write; dvc.yaml names the same paths (a test compares them)."""
 
+import os
 from pathlib import Path
 
 RESOLVED = Path("resolved.yaml")
@@ -27,3 +28,11 @@ SAMPLES = REPORTS / "samples.jsonl"
 REGISTERED = REPORTS / "registered.json"
 GATE = REPORTS / "gate.json"
 MODEL_CARD = REPORTS / "model_card.md"
+
+
+def is_copy(folder: Path) -> bool:
+    """Tells whether a folder is a copy of the project that DVC made for one experiment.
+
+    It makes one for `dvc exp run --temp` and `--queue`, and removes it afterwards.
+    """
+    return "DVC_EXP_NAME" in os.environ and ".dvc/tmp/exps" in folder.resolve().as_posix()

@@ -306,6 +306,21 @@ def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float
     }
 
 
+def unk_share(tokenizer: Tokenizer, texts: Iterable[Texts]) -> float:
+    """Returns the share of the tokens of texts, 0 to 1, that are encoded as unknown.
+
+    Args:
+        tokenizer: Made from other texts.
+        texts: Batches of strings; of none, the share is 0.
+    """
+    unknown = total = 0
+    for batch in texts:
+        ids, _ = tokenizer.encode(batch)
+        unknown += int(np.count_nonzero(ids == tokenizer.unknown))
+        total += len(ids)
+    return unknown / max(total, 1)
+
+
 def in_threads(
     function: Callable[[pa.Array], Any], batches: Iterable[Texts], most_bytes: int
 ) -> Iterator[Any]:

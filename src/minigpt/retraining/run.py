@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from minigpt.common import files
+from minigpt.common import files, paths
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import holds_secret, redact
 
@@ -62,6 +62,7 @@ def main() -> int:
     else:
         pushed = 0
     from minigpt.retraining import report  # only now: it loads MLflow
+    from minigpt.tracking import gate
 
     base = os.environ.get("RETRAIN_BASE") or "HEAD"
     text, lacking = report.page(Path.cwd(), base, stages, failed=bool(code))
@@ -69,6 +70,8 @@ def main() -> int:
     for part in lacking:
         print(f"error: the report lacks {part}", file=sys.stderr)
     print(f"the report: {REPORT}")
+    if not code and paths.GATE.exists() and (notice := gate.notice(files.read_json(paths.GATE))):
+        print(notice)
     return code or pushed or (2 if lacking else 0)
 
 

@@ -34,7 +34,8 @@ def run() -> None:
     registered: dict[str, Any]
     if found := gate.broken(figures, limits):
         registered = _unregistered(settings, mirror, trained.sha256)
-        outcome = _refused(found, figures, limits)
+        is_full = len(trained.tokenizer) >= trained.config["vocabulary"]["max_tokens"]
+        outcome = _refused(found, figures, limits, gate.way_on(found, is_full=is_full))
     else:
         measured_on = gate.measured_on(evaluation, trained.tokenizer.sha256)
         registered = registry.register(
@@ -62,7 +63,7 @@ def run() -> None:
     files.write_json(paths.REGISTERED, registered)
     files.write_json(paths.GATE, {**outcome, "model": trained.sha256})
     mirror.send()
-    log.info("the gate: %s: %s", outcome["verdict"], outcome["reason"])
+    log.info("%s", gate.notice(outcome) or f"the gate: {outcome['verdict']}: {outcome['reason']}")
 
 
 def _unregistered(settings: config.Config, mirror: Mirror, model: str) -> dict[str, Any]:
@@ -71,12 +72,16 @@ def _unregistered(settings: config.Config, mirror: Mirror, model: str) -> dict[s
 
 
 def _refused(
-    broken: list[dict[str, Any]], figures: Mapping[str, float], limits: Mapping[str, float]
+    broken: list[dict[str, Any]],
+    figures: Mapping[str, float],
+    limits: Mapping[str, float],
+    way_on: str,
 ) -> dict[str, Any]:
     shown = {entry["figure"]: entry["value"] for entry in broken}  # NaN is not JSON
     return {
-        "verdict": "refused",
+        "verdict": gate.REFUSED,
         "reason": gate.explain(broken),
+        "way_on": way_on,
         "settings": limits,
         "challenger": {**figures, **shown},
         "champion": None,

@@ -32,5 +32,7 @@ def run() -> None:
     )
     for name, split in manifest["splits"].items():
         log.info(
-            "%s: %s sequences, %s targets", name, f"{split['sequences']:,}", f"{split['targets']:,}"
+            "%s: %s sequences, %s targets, %s of them [UNK]",
+            name,
+            *(f"{split[key]:,}" for key in ("sequences", "targets", "unknown_targets")),
         )

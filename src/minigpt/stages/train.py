@@ -23,6 +23,7 @@ from minigpt.generation import prompts
 from minigpt.generation.decoding import Generator
 from minigpt.model import directory
 from minigpt.model.network import MiniGPT
+from minigpt.tracking import gate, origin
 from minigpt.tracking.mirror import Mirror
 from minigpt.training import fit, optimizers
 from minigpt.training.checkpoints import Checkpoints, best_epoch
@@ -39,6 +40,8 @@ def run() -> None:
         for name in ("preview", "evaluate", "sample")
     }
     manifest = sequences.verify(paths.SEQUENCES, words)
+    made_with = _made_with(settings, words, manifest)
+    _warn_of_unknown_words(made_with, words, manifest["splits"]["validation"])
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
@@ -104,12 +107,16 @@ def run() -> None:
         )
     except BaseException as error:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
-        log.info("stopped; the last checkpoint is %s, and `dvc repro` resumes from it", at)
+        if paths.is_copy(Path.cwd()):
+            way_on = "it is lost with this copy of the project: the experiment begins anew"
+        else:
+            way_on = "`dvc repro` resumes from it"
+        log.info("stopped; the last checkpoint is %s, and %s", at, way_on)
         mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
-    plain = settings.model_dump(mode="json")
+    plain = made_with.model_dump(mode="json")
     sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
     directory.save(paths.MODEL, network, words, sections)
     _write_metrics(checkpoints, training, settings.train.keep == "best")
@@ -118,6 +125,50 @@ def run() -> None:
     mirror.finish()
     # If DVC is killed before it has recorded the outputs, it runs this stage again.
     checkpoints.finish(_md5(paths.RUN))
+
+
+def _made_with(
+    settings: config.Config, words: tokenizer.Tokenizer, manifest: dict[str, Any]
+) -> config.Config:
+    """The configuration with the sections that the tokenizer and the sequences were made with.
+
+    They are older than resolved.yaml if `vocab` or `sequences` is frozen.
+    """
+    made_with = origin.find(Path.cwd(), settings, None).config
+    try:  # do they still fit the network and the training?
+        config.validate(config.Config, made_with.model_dump(mode="json"))
+    except InputError as error:
+        raise InputError(
+            f"{error} (as {paths.TOKENIZER} and {paths.SEQUENCES} were made; a frozen stage does "
+            "not follow resolved.yaml: `dvc unfreeze vocab sequences`, then `dvc repro`)"
+        ) from None
+    keys = set(config.VocabularyConfig.model_fields) & set(words.settings)
+    found = {f"vocabulary.{key}": words.settings[key] for key in keys}
+    found |= {f"sequences.{key}": manifest[key] for key in ("length", "policy")}
+    found["sequences.validation_fraction"] = manifest["validation_fraction"]
+    for key, value in found.items():
+        section, _, name = key.partition(".")
+        expected = getattr(getattr(made_with, section), name)
+        if value != expected:
+            folder = paths.TOKENIZER if section == "vocabulary" else paths.SEQUENCES
+            raise InputError(
+                f"{folder} was made with {key}={value}, but resolved.yaml says {expected}: run "
+                "`dvc repro`"
+            )
+    return made_with
+
+
+def _warn_of_unknown_words(
+    made_with: config.Config, words: tokenizer.Tokenizer, split: dict[str, Any]
+) -> None:
+    """Says before the training what the gate would say after it."""
+    share = split["unknown_targets"] / max(split["targets"], 1)
+    if found := gate.broken({"unk_share": share}, made_with.gate.model_dump()):
+        log.warning(
+            "the gate will refuse this model: among the held-out targets, %s; %s",
+            gate.explain(found),
+            gate.way_on(found, is_full=len(words) >= made_with.vocabulary.max_tokens),
+        )
 
 
 def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:

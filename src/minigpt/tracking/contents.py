@@ -8,7 +8,6 @@ model equals an earlier one has that model's evaluation.
 import hashlib
 import json
 import math
-import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-import yaml
 from mlflow.entities import Metric
 
 from minigpt.common import files, paths
@@ -84,11 +82,10 @@ def read(root: Path, config: Config) -> Contents | None:
     run = _json(root / paths.RUN)
     if not run:
         return None
-    model, stages = run["model"], _locked_stages(root / "dvc.lock")
-    made_with = origin.find(root, config, model, stages)
+    model, made_with = run["model"], origin.find(root, config, run["model"])
     plain = made_with.config.model_dump(mode="json")
     settings = {f"run.{key}": value for key, value in run["settings"].items()}
-    outs = [out for stage in stages.values() for out in stage.get("outs", [])]
+    outs = [out for stage in origin.locked_stages(root).values() for out in stage.get("outs", [])]
     digests = {out["path"]: out["md5"] for out in outs if "md5" in out}
     tags = {f"dvc.lock:{path}": digest for path, digest in digests.items()}
     gate = _json(root / paths.GATE)
@@ -172,25 +169,6 @@ def _artifacts(root: Path, model: str) -> Iterator[tuple[Path, str]]:
     if origin.describes(root / paths.SAMPLES, model):
         wanted += [(paths.SAMPLES_TEXT, "samples"), (paths.SAMPLES, "samples")]
     yield from ((root / path, folder) for path, folder in wanted if (root / path).exists())
-
-
-def _locked_stages(lock: Path) -> dict[str, Any]:
-    """Returns what dvc.lock says of each stage that has ended.
-
-    DVC writes a stage's entry when the stage has ended. The entries of the running stage and of
-    those that follow it describe an earlier run, and are left out.
-    """
-
-    def named(stage: Mapping[str, Any], part: str) -> set[str]:
-        return {entry["path"] for entry in stage.get(part, [])}
-
-    read = yaml.safe_load(lock.read_text(encoding="utf-8")) if lock.exists() else None
-    stages: dict[str, Any] = (read or {}).get("stages", {})
-    running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
-    old = named(stages.pop(running, {}), "outs")
-    while late := [name for name, stage in stages.items() if old & named(stage, "deps")]:
-        old = old.union(*(named(stages.pop(name), "outs") for name in late))
-    return stages
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "", separator: str = ".") -> dict[str, Any]:

@@ -5,10 +5,11 @@ Two models are compared in bits per byte, the one figure that means the same for
 
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from minigpt.common import paths
 
 # The figure that each limit bounds. For copied runs it is the 95th percentile: the longest of all
 # is one text of two hundred, and varies with the seed.
@@ -17,6 +18,18 @@ LIMITS = {
     "max_copied_run": "copied_run_p95",
     "max_unk_share": "unk_share",
 }
+WAYS_ON = {
+    None: "training has diverged: lower train.learning_rate",
+    "gate.max_perplexity": "train for more epochs or on more text, or raise gate.max_perplexity",
+    "gate.max_copied_run": "train for fewer epochs, on more text or with a higher model.dropout, "
+    "or raise gate.max_copied_run",
+    "gate.max_unk_share": "raise vocabulary.max_tokens or gate.max_unk_share",
+}
+MORE_TEXT = (
+    "the vocabulary has every word of the other texts, so add more texts, or raise "
+    "gate.max_unk_share"
+)
+REFUSED = "refused"  # the verdict on a version that is not registered
 BY_HAND = "not promoted"  # the verdict on a better version that only a person may promote
 FIGURES = ("bits_per_byte", "loss", "perplexity", "accuracy", "unk_share", "copied_run_p95")
 
@@ -86,6 +99,37 @@ def explain(found: list[dict[str, Any]]) -> str:
     )
 
 
+def way_on(found: list[dict[str, Any]], *, is_full: bool) -> str:
+    """Returns what a person can do about what `broken` found.
+
+    Args:
+        found: What `broken` found.
+        is_full: Whether the vocabulary has as many entries as it may have, so that more would help.
+    """
+    ways = WAYS_ON if is_full else {**WAYS_ON, "gate.max_unk_share": MORE_TEXT}
+    return "; ".join(dict.fromkeys(ways[entry["limit"]] for entry in found))
+
+
+def notice(outcome: Mapping[str, Any]) -> str:
+    """Returns what a person must not overlook, since a refusal fails no command.
+
+    Args:
+        outcome: The content of reports/gate.json.
+
+    Returns:
+        Some lines; nothing unless the model was refused.
+    """
+    if outcome.get("verdict") != REFUSED:
+        return ""
+    rule = "=" * 80
+    return (
+        f"\n{rule}\nNOT REGISTERED: the gate refused this model.\n"
+        f"  why:  {outcome['reason']}\n"
+        f"  next: {outcome['way_on']}\n"
+        f"{rule}"
+    )
+
+
 def promotes(setting: str, folder: Path) -> bool:
     """Tells whether the gate may make a better version the champion.
 
@@ -94,8 +138,7 @@ def promotes(setting: str, folder: Path) -> bool:
             runs in copies of the project (`dvc exp run --temp` and `--queue`).
         folder: Where the stage runs.
     """
-    is_copy = "DVC_EXP_NAME" in os.environ and ".dvc/tmp/exps" in folder.resolve().as_posix()
-    return setting == "always" or not is_copy
+    return setting == "always" or not paths.is_copy(folder)
 
 
 def decide(

@@ -6,6 +6,7 @@ holds its own configuration, and dvc.lock the parameters of each stage.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ OF_THE_MODEL = ("vocabulary", "sequences", "model", "train")
 # Each other stage with a section of its own, and the report that names the model it describes.
 OF_A_STAGE = {
     "download": ("corpus", None),
+    "vocab": ("vocabulary", None),
+    "sequences": ("sequences", None),
     "evaluate": ("evaluate", paths.EVALUATION),
     "sample": ("sample", paths.SAMPLES),
 }
@@ -43,28 +46,31 @@ class Origin(NamedTuple):
     stages: list[str]
 
 
-def find(root: Path, config: Config, model: str | None, lock: Mapping[str, Any]) -> Origin:
+def find(root: Path, config: Config, model: str | None) -> Origin:
     """Finds out what the files of a run were made with.
 
     Args:
-        root: The folder with model/ and reports/.
+        root: The folder with model/, reports/ and dvc.lock.
         config: The content of resolved.yaml.
         model: The digest of the finished model; None while it is trained.
-        lock: The stages in dvc.lock that have ended, by name.
     """
     sections: dict[str, Section] = {}
     differing: list[str] = []
     stages: list[str] = []
-    found = [*_of_the_model(root, config, model), *_of_frozen_stages(root, model, lock)]
-    for stage, name, values, file in found:
+    for stage, name, values, file in (
+        *_of_the_model(root, config, model),
+        *_of_frozen_stages(root, model),
+    ):
         now: Section = getattr(config, name)
         try:
-            made = sections[name] = validate(type(now), values, name, file)
+            made = validate(type(now), values, name, file)
         except InputError as error:  # written by code with other keys
             other = str(error).splitlines()
         else:
             other = list(_differing(name, made, now))
-        differing += other
+            # What the model holds counts: `vocab` and `sequences` may have run since.
+            sections.setdefault(name, made)
+        differing += [line for line in other if line not in differing]
         if other and stage not in stages:
             stages.append(stage)
     return Origin(config.model_copy(update=sections), differing, stages)
@@ -85,15 +91,37 @@ def _of_the_model(root: Path, config: Config, model: str | None) -> Iterator[Fou
     yield from (("train", name, made.get(name, {}), file) for name in OF_THE_MODEL)
 
 
-def _of_frozen_stages(root: Path, model: str | None, lock: Mapping[str, Any]) -> Iterator[Found]:
+def _of_frozen_stages(root: Path, model: str | None) -> Iterator[Found]:
     """Yields what dvc.lock says of frozen stages; any other stage runs if its parameters change."""
-    path = root / "dvc.yaml"
-    read = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    described, lock = _stages(root / "dvc.yaml"), locked_stages(root)
     for stage, (name, report) in OF_A_STAGE.items():
         locked = lock.get(stage, {}).get("params", {}).get(paths.RESOLVED.as_posix(), {})
-        frozen = read.get("stages", {}).get(stage, {}).get("frozen")
+        frozen = described.get(stage, {}).get("frozen")
         if frozen and name in locked and (report is None or describes(root / report, model)):
             yield stage, name, locked[name], "dvc.lock"
+
+
+def locked_stages(root: Path) -> dict[str, Any]:
+    """Returns what dvc.lock says of each stage that has ended, by name.
+
+    DVC writes a stage's entry when the stage has ended. The entries of the running stage and of
+    those that follow it describe an earlier run, and are left out.
+    """
+
+    def named(stage: Mapping[str, Any], part: str) -> set[str]:
+        return {entry["path"] for entry in stage.get(part, [])}
+
+    stages = _stages(root / "dvc.lock")
+    running = os.environ.get("DVC_STAGE", "").rpartition(":")[2]
+    old = named(stages.pop(running, {}), "outs")
+    while late := [name for name, stage in stages.items() if old & named(stage, "deps")]:
+        old = old.union(*(named(stages.pop(name), "outs") for name in late))
+    return stages
+
+
+def _stages(path: Path) -> dict[str, Any]:
+    read = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else None
+    return dict((read or {}).get("stages", {}))
 
 
 def describes(report: Path, model: str | None) -> bool:

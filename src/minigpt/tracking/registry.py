@@ -85,7 +85,7 @@ def register(
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent, "version")
         if mirror.attempt(alike) == []:
-            version.build(folder, model_dir, evaluated, prompts, mirror.config)
+            version.build(folder, model_dir, evaluated, prompts, mirror.made_with())
         made = mirror.attempt(find_or_create)
     if made is None:
         raise InputError(f"{name} is not registered: MLflow at {redact(mirror.uri)} failed before")
