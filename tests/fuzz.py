@@ -7,6 +7,7 @@ smallest input that Hypothesis finds for it.
 """
 
 import contextlib
+import csv
 import gzip
 import io
 import json
@@ -124,13 +125,19 @@ def archives() -> Case:
 
 @target
 def own_file() -> Case:
-    """.jsonl and .parquet files of the user's own."""
+    """.jsonl and .csv, also with .gz, and .parquet files of the user's own."""
     columns = st.sampled_from(["text", "id", "split", "label", "rating"])
     row = st.dictionaries(columns | TEXT, ANYTHING, max_size=5)
     lines = st.lists(row, max_size=4).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
     tables = st.lists(st.text(max_size=9), min_size=1, max_size=4).map(parquet)
-    kinds = (("mine.jsonl", altered(lines)), ("mine.parquet", altered(tables)))
-    inputs = st.one_of(*(st.tuples(st.just(name), made) for name, made in kinds))
+    header = st.lists(columns | TEXT, max_size=4).map(lambda names: ["text", *names])
+    cells = st.lists(st.lists(TEXTS, max_size=5), max_size=4)
+    kinds = {"jsonl": lines, "csv": st.builds(comma_separated, header, cells), "parquet": tables}
+    made = {f"mine.{name}": altered(content) for name, content in kinds.items()}
+    for name in ("jsonl", "csv"):
+        packed = altered(kinds[name]).map(lambda content: gzip.compress(content, 1))
+        made[f"mine.{name}.gz"] = altered(packed) | packed
+    inputs = st.one_of(*(st.tuples(st.just(name), content) for name, content in made.items()))
 
     def read(given: tuple[str, bytes]) -> None:
         batches = list(own_files.read(file(*given), corpus_config(format="files")))
@@ -139,6 +146,13 @@ def own_file() -> Case:
         assert again.equals(pa.Table.from_batches(batches))
 
     return inputs, read
+
+
+def comma_separated(header: list[str], rows: list[list[str]]) -> bytes:
+    """A CSV file."""
+    made = io.StringIO()
+    csv.writer(made).writerows([header, *rows])
+    return made.getvalue().encode("utf-8", "surrogatepass")
 
 
 def parquet(texts: list[str]) -> bytes:

@@ -180,6 +180,14 @@ def test_unknown_words_are_told_before_the_training(caplog: Any) -> None:
     assert len(caplog.messages) == 1
 
 
+def test_a_stopped_training_is_told_what_becomes_of_its_checkpoint(monkeypatch: Any) -> None:
+    copy = Path("/home/anna/gpt/.dvc/tmp/exps/tmpa1b2c3")
+    assert train._way_on(copy) == "`dvc repro` resumes from it"  # whoever works there by hand
+    monkeypatch.setenv("DVC_EXP_NAME", "puffy-dawn")
+    assert "trains from the start" in train._way_on(copy)
+    assert train._way_on(copy.parents[3]) == "`dvc repro` resumes from it"
+
+
 def test_sections_that_other_code_wrote_are_named(project: Path, caplog: Any) -> None:
     freeze(project, download={"corpus": {"shape": "square"}})
     write_run(project, model=write_model(project))

@@ -107,11 +107,7 @@ def run() -> None:
         )
     except BaseException as error:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
-        if paths.is_copy(Path.cwd()):
-            way_on = "it is lost with this copy of the project: the experiment begins anew"
-        else:
-            way_on = "`dvc repro` resumes from it"
-        log.info("stopped; the last checkpoint is %s, and %s", at, way_on)
+        log.info("stopped; the last checkpoint is %s, and %s", at, _way_on(Path.cwd()))
         mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
@@ -169,6 +165,13 @@ def _warn_of_unknown_words(
             gate.explain(found),
             gate.way_on(found, is_full=len(words) >= made_with.vocabulary.max_tokens),
         )
+
+
+def _way_on(folder: Path) -> str:
+    """What becomes of the checkpoints of a training that was stopped in a folder."""
+    if paths.is_copy(folder):
+        return "it goes with this copy of the project: another `dvc exp run` trains from the start"
+    return "`dvc repro` resumes from it"
 
 
 def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
