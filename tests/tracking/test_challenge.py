@@ -222,6 +222,22 @@ def test_an_error_of_the_environment_is_no_verdict(
     assert "minigpt.gate" not in version.tags
 
 
+def test_artifacts_that_are_out_of_reach_are_no_verdict(
+    measured_elsewhere: Registered, tmp_path: Path
+) -> None:
+    mine, away = measured_elsewhere.version(1.2), tmp_path.with_name(f"{tmp_path.name} away")
+    tmp_path.rename(away)
+    for is_there in (False, True):  # a disk that is not mounted, as a rule, leaves an empty folder
+        if is_there:
+            tmp_path.mkdir()
+        with pytest.raises(InputError, match=r"no file of version 1 .*: bring its artifacts back"):
+            measured_elsewhere.challenge(mine)
+    tmp_path.rmdir()
+    away.rename(tmp_path)
+    outcome = measured_elsewhere.challenge(mine, lambda model: {"bits_per_byte": 1.1})
+    assert outcome["verdict"] == "kept"
+
+
 # Interruptions, and several at once.
 
 

@@ -1,5 +1,6 @@
 """The MLflow registry: a model directory becomes a version of the registered model."""
 
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 
 from minigpt import config
 from minigpt.common import files
@@ -189,7 +191,7 @@ def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
         The model directory; None if the version, made elsewhere, holds none.
 
     Raises:
-        InputError: MLflow can't be used.
+        InputError: MLflow can't be used, or has no file of the version.
     """
     mlflow.set_tracking_uri(uri)  # download_artifacts ignores its own argument for models
     with open_store(uri):
@@ -200,6 +202,16 @@ def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
             ),
             received=lambda: deadline.size(folder),
         )
+    # Of a place that is not there, such as a disk that is not mounted, MLflow downloads nothing.
+    if not any(
+        path.is_file() and path.name != REGISTERED_MODEL_META_FILE_NAME
+        for path in Path(local).rglob("*")
+    ):
+        raise InputError(
+            f"MLflow at {redact(uri)} has no file of version {number} of {name}: bring its "
+            "artifacts back, then run this again; or decide by hand: `minigpt promote VERSION "
+            f"--model {shlex.quote(name)} --reason ...`"
+        )
     return version.model_of(Path(local))
 
 
@@ -208,8 +220,9 @@ def _champion(
 ) -> dict[str, Any]:
     """Returns the champion's figures on the challenger's reviews.
 
-    Only what the version itself holds can be the reason why it was not measured. A full disk or a
-    lost connection is an error, since the comparison may succeed when it is repeated.
+    Only what the version itself holds can be the reason why it was not measured. A full disk, a
+    lost connection or artifacts that are out of reach are errors, since the comparison may succeed
+    when it is repeated.
     """
     with open_store(uri) as client:
         tags = client.get_model_version(name, number).tags
