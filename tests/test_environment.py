@@ -57,12 +57,12 @@ def test_the_disk_is_full(project: Path, monkeypatch: Any) -> None:
     assert list(environment.missing()) == [], "a finished environment is replaced"
 
 
-@pytest.mark.parametrize("letter", "#?%é漢")
+@pytest.mark.parametrize("letter", [*"#?%é漢{}", "\t"])
 def test_dvc_refuses_the_path(project: Path, monkeypatch: Any, letter: str) -> None:
     moved = project.rename(project.with_name(f"a{letter}b"))
     monkeypatch.setattr(environment, "PROJECT", moved)
     (problem,) = environment.missing()
-    assert f"holds {letter}:" in problem
+    assert f"holds {letter if letter.isprintable() else ascii(letter)}:" in problem
 
 
 def test_uv_gets_pips_settings() -> None:

@@ -71,11 +71,16 @@ def missing() -> Iterator[str]:
     free = shutil.disk_usage(PROJECT).free
     if free < DISK_BYTES and not (VENV / ".done").exists():  # else it replaces one of its size
         yield f"{free / 1e9:.1f} GB are free on this disk: {DISK_BYTES / 1e9:.1f} GB are needed"
-    if refused := sorted({letter for letter in str(PROJECT) if letter in "#?%:" or letter > "~"}):
+    unusable = {letter for letter in str(PROJECT) if letter in "#?%:{}" or not " " <= letter <= "~"}
+    if refused := sorted(unusable):
         yield (
-            f"the project's path {PROJECT} holds {' '.join(refused)}: DVC can't run experiments "
-            "there; move it to a path of ASCII letters without # ? % :"
+            f"the project's path {PROJECT} holds {' '.join(map(_shown, refused))}: DVC can't run "
+            "experiments there; move it to a path of ASCII characters without # ? % : { }"
         )
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)
 
 
 def uv_environment(listed: str) -> dict[str, str]:

@@ -53,6 +53,7 @@ def test_credentials_in_a_url_are_removed(text: str, shown: str) -> None:
         *("token", "access_token", "private_token", "SECURITY-TOKEN", "api_key", "apikey", "key"),
         *("rlkey", "authkey", "tempauth", "Authorization", "password", "passwd", "pwd", "secret"),
         *("q-signature", "hdnts", "jwt", "code", "sessionid", "urlSig"),
+        *("verify", "md5", "link_hash", "hm"),
     ],
 )
 def test_parameters_that_carry_a_signature_or_a_token(name: str) -> None:

@@ -18,7 +18,8 @@ _PARAMETER = re.compile(r"""([?&;#])([\w.%~$\[\]-]+)=((?:[^&\s"'<>]|'(?=\w))+)""
 _SECRET = re.compile(
     r"""(?ix) token | secret | passw | passphrase | (?<![a-z])pass(?![a-z]) | pwd | credential
     | signature | sig(?![a-z]) | (?<![a-z])sign(?![a-z]) | hmac | jwt | policy | session | ticket
-    | auth(?!or(?!i)) | key(?![a-z]) | access.?(key|id) | (?<![a-z])sas(?![a-z]) | ^hdn | ^code$"""
+    | auth(?!or(?!i)) | key(?![a-z]) | access.?(key|id) | (?<![a-z])sas(?![a-z]) | ^hdn | ^code$
+    | (?<![a-z]) (?: md5 | hash | verify | hm ) (?![a-z])"""
 )
 
 

@@ -19,6 +19,8 @@ from minigpt.data import corpus, reviews
 _OTHERS = ("id", "split", "label", "rating")  # columns that may be there beside the text
 _GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
+_STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 _Rows = Iterator[tuple[int, dict[str, Any]]]  # each with its number
 
 
@@ -157,11 +159,20 @@ def _parquet_rows(path: Path, config: CorpusConfig) -> _Rows:
         pq.ParquetFile(path) as file,
     ):
         wanted = _check_columns(path, file.schema_arrow.names, config)
+        _check_is_text(path, file.schema_arrow.field(config.text_column))
         number = 0
         for batch in file.iter_batches(1000, columns=wanted):
             columns = [_cells(batch[name], name == config.text_column) for name in wanted]
             for cells in zip(*columns, strict=True):
                 yield (number := number + 1), dict(zip(wanted, cells, strict=True))
+
+
+def _check_is_text(path: Path, column: pa.Field) -> None:
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not pa.types.is_null(kind) and not any(is_kind(kind) for is_kind in (*_STRINGS, *_BYTES)):
+        raise InputError(
+            f"{path}: the column {column.name!r} (corpus.text_column) holds {kind}, not text."
+        )
 
 
 def _cells(column: pa.Array, is_text: bool) -> list[Any]:
@@ -171,8 +182,7 @@ def _cells(column: pa.Array, is_text: bool) -> list[Any]:
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-    if is_text or any(is_kind(column.type) for is_kind in kinds):
+    if is_text or any(is_kind(column.type) for is_kind in _STRINGS):
         column = column.cast(pa.large_binary())
     return [_value(cell) for cell in column]
 
