@@ -30,6 +30,9 @@ def test_a_choice_of_experiment_and_a_value(project: Project) -> None:
     stated = project.yaml("conf/experiment/demo.yaml")
     del stated["defaults"]
     project.dvc("exp", "run", "-S", "groups.experiment=demo", "-S", "train.epochs=1", "compose")
+    diff = project.run("git", "diff", "--unified=0", "params.yaml").splitlines()
+    changed = {line[1:].split()[0] for line in diff if line[0] == "-" and line[:3] != "---"}
+    assert changed == {"experiment:", "epochs:"}  # what is empty stays as it is
     resolved = leaves(project.yaml("resolved.yaml"))
     assert leaves(stated) | {"train.epochs": 1} == {key: resolved[key] for key in leaves(stated)}
 

@@ -161,7 +161,7 @@ def _warn_of_unknown_words(
     share = split["unknown_targets"] / max(split["targets"], 1)
     if found := gate.broken({"unk_share": share}, made_with.gate.model_dump()):
         log.warning(
-            "the gate will refuse this model: among the held-out targets, %s; %s",
+            "the gate will refuse this model for the unknown words of the held-out texts: %s; %s",
             gate.explain(found),
             gate.way_on(found, is_full=len(words) >= made_with.vocabulary.max_tokens),
         )
