@@ -18,6 +18,14 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the pipeline's tests first, so that one worker of several makes the pipeline they copy.
+
+    The others begin with tests that need none, and wait for nothing.
+    """
+    items.sort(key=lambda item: "pipeline" not in item.keywords)
+
+
 @pytest.fixture(scope="session")
 def gradients() -> Callable[..., list[np.ndarray]]:
     """Computes the gradients of a scalar function of arrays, in float32, on any backend."""

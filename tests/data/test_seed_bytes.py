@@ -69,6 +69,7 @@ def test_the_embedded_sample(tmp_path: Path) -> None:
     assert_bytes(stored(SAMPLE, tmp_path), tmp_path, SAMPLE_VOCABULARY, SAMPLE_SHARDS)
 
 
+@pytest.mark.slow
 @pytest.mark.real
 @pytest.mark.skipif(not REAL.exists(), reason="the real archive is absent")
 def test_the_real_reviews(tmp_path: Path) -> None:

@@ -68,7 +68,6 @@ def test_every_token_but_a_reviews_first_is_a_target_once(
     assert len(steps) == -(-steps[-1][1] // batch_size) and steps[-1][0] == steps[-1][1]
 
 
-@pytest.mark.backend
 def test_the_figures_of_a_model(network: Any, reviews: HeldOut, expected: Any) -> None:
     measured = held_out.measure(network, WORDS, TEXTS, BYTE_NATS)
     nats = [row[0] for row in expected]

@@ -16,8 +16,6 @@ from minigpt.generation.decoding import Generator
 from minigpt.generation.sampling import rounds
 from minigpt.model.network import MiniGPT
 
-pytestmark = pytest.mark.backend
-
 CONTEXT = 20
 TOKENS = ("", "[UNK]", "this", "movie", "is", ".", "great", *(f"w{i}" for i in range(45)))
 WORDS = WordTokenizer(TOKENS, "spaced")  # 52 of the network's 60 rows
@@ -85,14 +83,21 @@ def prompts(lengths: tuple[int, ...] = LENGTHS) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     "knobs",
     [
-        {"temperature": 0, "repetition_penalty": 1.5},
+        # Greedy, and all at once, on every backend; test_sampling.py has the samplers alone.
+        pytest.param({"temperature": 0, "repetition_penalty": 1.5}, marks=pytest.mark.backend),
+        pytest.param(
+            {
+                **{"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.02},
+                "repetition_penalty": 1.1,
+            },
+            marks=pytest.mark.backend,
+        ),
         {},
         {"temperature": 0.6, "repetition_penalty": 1.2, "allow_unknown": True},
         {"top_k": 5},
         {"top_p": 0.8},
         {"top_p": 0.2},
         {"min_p": 0.1},
-        {"temperature": 1.3, "top_k": 20, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.1},
     ],
 )
 def test_texts_are_those_of_the_slow_way(generator: Generator, slow: Any, knobs: Any) -> None:
@@ -103,6 +108,7 @@ def test_texts_are_those_of_the_slow_way(generator: Generator, slow: Any, knobs:
         assert len(np.unique(np.stack(found))) > 3
 
 
+@pytest.mark.backend
 def test_one_text_of_a_deep_network_is_that_of_the_slow_way(make_network: Any, slow: Any) -> None:
     network, sampling = make_network(positions="rotary"), sampled(26, seed=4, top_k=5)
     found = Generator(network, WORDS).tokens(prompts((3,)), sampling)
@@ -144,6 +150,7 @@ def test_xla_writes_the_same_texts(
     assert lists(compiling.tokens(prompts(lengths), sampling)) == lists(expected)
 
 
+@pytest.mark.backend
 def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> None:
     network = make_network(num_blocks=1, tied_embeddings=True)
     generator, sampling = Generator(network, WORDS), sampled(6, temperature=0)
@@ -153,6 +160,7 @@ def test_weights_are_read_anew_by_each_call(make_network: Any, slow: Any) -> Non
     assert before != after == slow(network, prompts((3,)), sampling)
 
 
+@pytest.mark.backend
 def test_half_precision_writes_what_it_finds_most_probable(
     make_network: Any, compiled: Any
 ) -> None:
@@ -255,6 +263,7 @@ def test_the_first_token_is_streamed_before_another_is_computed(
     assert readings[1] == 1
 
 
+@pytest.mark.backend
 def test_a_second_call_of_the_same_shape_compiles_nothing(
     make_network: Any, readings: list[int]
 ) -> None:

@@ -253,6 +253,7 @@ print(*found)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="only TensorFlow could differ")
 def test_every_process_gets_the_same_gradients() -> None:
     here: dict[str, Any] = {}

@@ -267,6 +267,7 @@ def at_once(mini: Mini, *kinds: str) -> list[str]:
     return ran.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_twenty_rollbacks_at_once(mini: Mini) -> None:
     for version in ("1", "2", "3"):
         promote(*mini, version, reason="better")
@@ -277,6 +278,7 @@ def test_twenty_rollbacks_at_once(mini: Mini) -> None:
     assert moves(mini)[3:] == [("3", "2"), ("2", "1")]
 
 
+@pytest.mark.slow
 def test_twenty_moves_at_once(mini: Mini) -> None:
     promote(*mini, "1", reason="better")
     refused = at_once(mini, *["rollback", "2", "3", "rollback", "4"] * 4)

@@ -139,6 +139,7 @@ at_once(promote)
 """
 
 
+@pytest.mark.slow
 def test_processes_create_a_store_and_use_it_at_once(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))

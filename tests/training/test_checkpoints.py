@@ -10,8 +10,6 @@ from minigpt.common.errors import InputError
 from minigpt.training.checkpoints import Checkpoints, Epoch
 from minigpt.training.fit import LossModel
 
-pytestmark = pytest.mark.backend
-
 
 def test_weights_that_are_no_numbers_take_no_good_checkpoints_place(
     trainer: LossModel, tmp_path: Path
@@ -49,6 +47,7 @@ def names(folder: Path) -> set[str]:
     return {file.name for file in folder.iterdir()}
 
 
+@pytest.mark.backend
 def test_a_checkpoint_brings_everything_back(trainer: LossModel, tmp_path: Path) -> None:
     before = state(trainer)
     Checkpoints(tmp_path, "a", True).save(trainer, epoch=epoch(1))

@@ -25,8 +25,6 @@ from minigpt.training import fit, optimizers
 from minigpt.training.checkpoints import Checkpoints, Epoch, best_epoch
 from minigpt.training.fit import LossModel, Stop
 
-pytestmark = pytest.mark.backend
-
 TOKENS = int((counting(1)[1] != 0).sum())
 
 
@@ -76,6 +74,7 @@ def sequences(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndar
     return x, y
 
 
+@pytest.mark.backend
 def test_metrics_are_sums_over_tokens(make_network: Any, compiled: Any) -> None:
     network = make_network(num_blocks=1, dropout=0.0)
     x, y = sequences(np.random.default_rng(0), 10)
@@ -148,6 +147,7 @@ class Signal(Kill):
             self.stop(15, None)
 
 
+@pytest.mark.backend
 def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_path: Path) -> None:
     initial = state(trainer)
     calm = Checkpoints(tmp_path / "undisturbed", "a", True)
@@ -204,6 +204,7 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
             np.testing.assert_array_equal(found, value)
 
 
+@pytest.mark.backend
 def test_an_epoch_whose_steps_are_all_done_is_only_validated(
     trainer: LossModel, tmp_path: Path
 ) -> None:
@@ -227,6 +228,7 @@ def test_a_signal_outside_of_the_steps_interrupts_at_once() -> None:
         Stop()(15, None)
 
 
+@pytest.mark.backend
 def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_path: Path) -> None:
     contrary = dataset(*counting(3))  # the better it counts, the worse it is at this
     checkpoints = Checkpoints(tmp_path, "a", True)
@@ -251,12 +253,14 @@ def test_the_last_weights_are_kept(trainer: LossModel, tmp_path: Path) -> None:
     assert kept["loss"] == pytest.approx(losses[-1], rel=1e-6)
 
 
+@pytest.mark.backend
 def test_nothing_held_out(trainer: LossModel, tmp_path: Path) -> None:
     done = run(trainer, Checkpoints(tmp_path, "a", True), epochs=2, validation=None, keep="best")
     assert set(done[-1].row) == {"epoch", "loss", "seed_loss", "learning_rate"}
     assert best_epoch(done) == 2 and trainer.optimizer.iterations == 2 * STEPS
 
 
+@pytest.mark.backend
 def test_a_loss_that_is_no_number(trainer: LossModel, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, "a", True)
 

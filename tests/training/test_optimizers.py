@@ -11,8 +11,6 @@ from training_data import TRAIN
 
 from minigpt.training import optimizers
 
-pytestmark = pytest.mark.backend
-
 
 def rates(at: list[int], **changes: Any) -> list[float]:
     optimizer = optimizers.make(TRAIN.model_copy(update={"learning_rate": 0.2, **changes}), 100)
@@ -48,6 +46,7 @@ def test_a_warm_up_longer_than_the_training_takes_half_of_it(caplog: Any) -> Non
     assert "train.warmup_steps is 200, but the whole training has 100 steps" in caplog.text
 
 
+@pytest.mark.backend
 def test_weight_decay_is_for_matrices(make_network: Any) -> None:
     weights = make_network(num_blocks=1).trainable_variables
     before = [ops.convert_to_numpy(weight) for weight in weights]
@@ -67,6 +66,7 @@ def test_weight_decay_is_for_matrices(make_network: Any) -> None:
     assert decayed == {"embeddings", "kernel", "head_kernel"}
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_gradients_are_clipped_together(name: str) -> None:
     large = [np.array([30.0, 0], "float32"), np.array([40.0], "float32")]
@@ -86,6 +86,7 @@ def test_gradients_are_clipped_together(name: str) -> None:
     assert np.abs(clipped - after(large, 0)).max() > 1e-3
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize(
     ("flags", "policy"),
     [
