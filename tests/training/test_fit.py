@@ -177,31 +177,34 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
     again = run(trainer, finished, batches=lambda *which: asked.append(which))
     assert again == undisturbed and asked == []
 
-    # Killed in the third epoch, two steps after a checkpoint, which the signal had asked for.
-    for stopper, steps in ((Kill(2 * STEPS + 5), 4), (Signal(2 * STEPS + 3), 3)):
-        folder = tmp_path / f"stopped-{steps}"
-        stopped, stop = Checkpoints(folder, "a", True), Stop()
-        stopper.stop = stop
-        restore(trainer, initial)
-        with pytest.raises(KeyboardInterrupt):
-            run(trainer, stopped, callbacks=[stopper], stop=stop)
+    # Killed in the second epoch, a step after a checkpoint, and in the third stopped by a signal,
+    # which asks for a checkpoint. Each process begins with other weights, at another step.
+    folder, signal = tmp_path / "stopped", Signal(STEPS - 4 + 3)
+    train_ids = set()
 
-        # Another process begins with other weights, at another step.
-        restore(trainer, [value + 1 for value in expected])
-        asked.clear()
+    def data(epoch: int, skip: int) -> Any:
+        asked.append((epoch, skip))
+        return batches(epoch, skip)
 
-        def data(epoch: int, skip: int) -> Any:
-            asked.append((epoch, skip))
-            return batches(epoch, skip)
+    def another(**changes: Any) -> tuple[Checkpoints, list[Epoch]]:
+        checkpoints = Checkpoints(folder, "a", True)
+        train_ids.add(checkpoints.train_id)
+        return checkpoints, run(trainer, checkpoints, batches=data, **changes)
 
-        going_on = Checkpoints(folder, "a", True)
-        assert going_on.train_id == stopped.train_id
-        done = run(trainer, going_on, batches=data)
-        assert asked == [(2, steps), (3, 0)]
-        assert [epoch.row for epoch in done] == rows
-        assert going_on.logged == calm.logged
-        for found, value in zip(state(trainer), expected, strict=True):
-            np.testing.assert_array_equal(found, value)
+    restore(trainer, initial)
+    with pytest.raises(KeyboardInterrupt):
+        another(callbacks=[Kill(STEPS + 5)])
+    restore(trainer, [value + 1 for value in expected])
+    with pytest.raises(KeyboardInterrupt):
+        another(callbacks=[signal], stop=signal.stop)
+    restore(trainer, [value + 2 for value in expected])
+    going_on, done = another()
+    assert asked == [(0, 0), (1, 0), (1, 4), (2, 0), (2, 3), (3, 0)]
+    assert len(train_ids) == 1
+    assert [epoch.row for epoch in done] == rows
+    assert going_on.logged == calm.logged
+    for found, value in zip(state(trainer), expected, strict=True):
+        np.testing.assert_array_equal(found, value)
 
 
 @pytest.mark.backend
