@@ -240,9 +240,11 @@ def test_a_command_ends_in_time_and_says_why(
 
 
 def test_a_server_that_is_slow_each_time_does_not_take_for_ever(
-    project: Path, monkeypatch: Any
+    project: Path, monkeypatch: Any, caplog: Any
 ) -> None:
     monkeypatch.setattr(store, "STAGE_S", 1)
+    monkeypatch.setattr(mirror, "SEND_S", 1)
+    monkeypatch.setattr(mirror, "PATIENCE_S", 1)
     write_run(project)
     for method in ("get_run", "log_batch", "log_text", "set_experiment_tag"):
         real = getattr(MlflowClient, method)
@@ -257,6 +259,12 @@ def test_a_server_that_is_slow_each_time_does_not_take_for_ever(
         strict.send()
     assert time.monotonic() - began < 3
     strict.attempt(lambda client: client.get_run(strict.run_id))  # another operation, another end
+    began, training = time.monotonic(), Mirror(project, CONFIG)
+    for _ in range(5):
+        training.send()
+    assert time.monotonic() - began < 3
+    (warning,) = caplog.messages
+    assert "no answer within" in warning and "logged later" in warning
 
 
 LEAVES = """

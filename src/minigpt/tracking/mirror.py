@@ -34,6 +34,7 @@ T = TypeVar("T")
 PATIENCE_S = 3  # for all failures of a process together; for one call of a server too
 AT_ONCE_S = 1  # after which the runs that several processes made at once are all to be seen
 SQLITE_S = 30  # for one call of a sqlite store, which itself waits 20 s for another process
+SEND_S = 60  # for all calls with which a training or another stage sends what is missing
 METRICS_AT_ONCE, PARAMETERS_AT_ONCE = 1000, 100  # MLflow's limits
 
 
@@ -131,8 +132,8 @@ class Mirror:
             self._warned.add(message)
 
     def _attempt(self, found: contents.Contents, action: Callable[[MlflowClient], T]) -> T | None:
+        self._operation = deadline.Operation(*self._limits_s())
         if self._strict:
-            self._operation = deadline.Operation(store.STAGE_S, store.OPERATION_S)
             with store.told(self.uri):
                 return self._repeated(lambda: action(self._open(found.identity)))
         if self._lost_s >= PATIENCE_S:
@@ -165,12 +166,11 @@ class Mirror:
                 time.sleep(random.uniform(0, AT_ONCE_S))
         return action()
 
-    def _left_s(self, sends: int) -> float:
-        """Returns how long the next call of the store, which sends as many bytes, may take."""
+    def _limits_s(self) -> tuple[float, float]:
+        """Returns how long the calls of an operation may take together, and one of them."""
         if self._strict:
-            return self._operation.left_s(sends)
-        patience_s = SQLITE_S if store.sqlite_path(self.uri) else PATIENCE_S - self._lost_s
-        return patience_s + sends / deadline.SLOWEST_BYTES_S
+            return store.STAGE_S, store.OPERATION_S
+        return SEND_S, SQLITE_S if store.sqlite_path(self.uri) else PATIENCE_S - self._lost_s
 
     def _open(self, identity: dict[str, str]) -> MlflowClient:
         """Finds or creates the experiment and the run."""
@@ -180,7 +180,7 @@ class Mirror:
         store.prepare(*((2, 60) if self._strict else (0, PATIENCE_S)))
         with store.lock(self.uri):
             store.create(self.uri)
-            client = deadline.client(self.uri, self._left_s)
+            client = deadline.client(self.uri, lambda sends: self._operation.left_s(sends))
             where = view.experiment(client, self.uri)
             self.run_id = self._find_or_create(client, where, identity).info.run_id
         self._client, self._identity = client, identity
