@@ -55,13 +55,14 @@ format: setup  ## let ruff format the code and fix what it can
 	ruff format .
 	ruff check --fix .
 
+NUMERICAL := $(addprefix tests/,evaluation generation model training)
 # A process has one Keras backend, so the tests of numerical code run once for each installed backend.
 # The pipeline's tests mostly wait for processes of their own: 2 cores take 3 workers.
 test: lint  ## lint, types, and the fast tests on every installed Keras backend
 	KERAS_BACKEND=tensorflow pytest -q -n 3 --dist worksteal -m "not slow"
-	KERAS_BACKEND=jax pytest -q -n 2 --dist worksteal -m "backend and not slow"
+	KERAS_BACKEND=jax pytest -q -n 2 --dist worksteal -m "backend and not slow" $(NUMERICAL)
 	@if python -c 'import torch' 2>/dev/null; then \
-	  KERAS_BACKEND=torch pytest -q -n 2 --dist worksteal -m "backend and not slow"; fi
+	  KERAS_BACKEND=torch pytest -q -n 2 --dist worksteal -m "backend and not slow" $(NUMERICAL); fi
 
 test-slow: setup  ## the tests that are slow by nature: kill -9, servers, a browser
 	KERAS_BACKEND=tensorflow pytest -q -n 3 --dist worksteal -m slow

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from imports import MODULES, imports
@@ -12,6 +13,7 @@ from imports import MODULES, imports
 from minigpt.common.validation import Section, is_section
 from minigpt.config import Config
 
+TESTS = Path(__file__).parent
 # Imports point rightwards only; rooms of one place import nothing of each other.
 ORDER = (
     {"cli", "stages"},
@@ -87,3 +89,12 @@ def test_every_field_of_the_configuration_is_read() -> None:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     named.add(node.value)
     assert set(fields(Config)) - named == set()
+
+
+def test_make_test_finds_the_tests_of_numerical_code() -> None:
+    """It looks for them on a second backend in these rooms only, which load less."""
+    makefile = (TESTS.parent / "Makefile").read_text(encoding="utf-8")
+    rooms = re.findall(r"^NUMERICAL := \$\(addprefix tests/,(.*)\)$", makefile, re.MULTILINE)
+    tests = TESTS.glob("*/test_*.py")
+    marked = [path for path in tests if "mark.backend" in path.read_text(encoding="utf-8")]
+    assert sorted({path.parent.name for path in marked}) == rooms[0].split()

@@ -45,7 +45,7 @@ def test_the_table_as_text_json_and_figure(
     monkeypatch.setattr(training, "_multiplies_bfloat16", lambda: False)
     quick = functools.partial(training.script.compiled_model, jit_compile=False)  # XLA takes long
     monkeypatch.setattr(training.script, "compiled_model", quick)
-    rows = ["bfloat16", "one", "vocabulary", "prepare"]
+    rows = ["bfloat16", "vocabulary", "prepare"]
     earlier = {"what": "x", "unit": "s", "peer": "", "at_least": None, "reach_for": None}
     earlier |= {"here": [1.0], "there": [], "ratio": None, "kept": 1}
     (tmp_path / "tensorflow.json").write_text(json.dumps({"cold": earlier}), encoding="utf-8")
@@ -63,6 +63,20 @@ def test_the_table_as_text_json_and_figure(
         assert found[name]["ratio"] == pytest.approx(np.median(there) / np.median(here))
         assert f"| {found[name]['ratio']:.3g} | {found[name]['at_least']:g} |" in printed
     assert (tmp_path / "tensorflow.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_row_of_two_processes(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import __main__ as command
+
+    arguments = ["benchmarks", "--rounds", "2", "--out", str(tmp_path), "--only", "one"]
+    monkeypatch.setattr("sys.argv", arguments)
+    command.main()
+    found = json.loads((tmp_path / "tensorflow.json").read_text(encoding="utf-8"))["one"]
+    assert len(found["here"]) == len(found["there"]) == 2
+    assert found["ratio"] == pytest.approx(np.median(found["there"]) / np.median(found["here"]))
 
 
 def test_both_sides_of_a_step_agree(training: Any) -> None:

@@ -13,8 +13,6 @@ from keras import ops
 from minigpt.model import loss
 from minigpt.training.fit import LossModel
 
-pytestmark = pytest.mark.backend
-
 WORDS, WIDTH = 23, 6
 
 
@@ -83,7 +81,10 @@ def compare(gradients: Any, compiled: Any, p: dict[str, np.ndarray], rtol: float
         close(gradient, expected[name], rtol)
 
 
-@pytest.mark.parametrize(("length", "block"), [(11, 4), (11, 1), (11, 64), (12, 4), (1, 4)])
+@pytest.mark.parametrize(
+    ("length", "block"),
+    [pytest.param(11, 4, marks=pytest.mark.backend), (11, 1), (11, 64), (12, 4), (1, 4)],
+)
 def test_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, check: Any, length: int, block: int
 ) -> None:
@@ -94,6 +95,7 @@ def test_values_and_gradients(
     check(p)
 
 
+@pytest.mark.backend
 def test_positions_without_weight_pass_no_gradient(gradients: Any) -> None:
     p = problem()
     (hidden,) = gradients(lambda hidden: sums({**p, "hidden": hidden})[0], p["hidden"])
@@ -101,6 +103,7 @@ def test_positions_without_weight_pass_no_gradient(gradients: Any) -> None:
     assert hidden[p["weights"] > 0].any(-1).all()
 
 
+@pytest.mark.backend
 def test_no_weight_at_all(gradients: Any, compiled: Any) -> None:
     p = problem()
     p["weights"][:] = 0
@@ -112,6 +115,7 @@ def test_no_weight_at_all(gradients: Any, compiled: Any) -> None:
         assert not gradient.any()
 
 
+@pytest.mark.backend
 def test_the_second_sum_passes_no_gradient(gradients: Any) -> None:
     p = problem()
     names = ("hidden", "kernel", "bias")
@@ -129,6 +133,7 @@ def test_the_second_sum_passes_no_gradient(gradients: Any) -> None:
         close(together, 2 * alone.astype("float64"), 1e-6)
 
 
+@pytest.mark.backend
 def test_logits_too_large_for_an_exponential(check: Any) -> None:
     p = problem()
     # Whole numbers make the products exact; the logits are tens of thousands.
@@ -139,6 +144,7 @@ def test_logits_too_large_for_an_exponential(check: Any) -> None:
     check(p)
 
 
+@pytest.mark.backend
 def test_a_certain_prediction_costs_nothing() -> None:
     hidden = np.eye(3, dtype="float32")[None] * 200
     found, _ = loss.token_losses(
@@ -147,6 +153,7 @@ def test_a_certain_prediction_costs_nothing() -> None:
     assert ops.convert_to_numpy(found).tolist() == [[0, 0, 0]]
 
 
+@pytest.mark.backend
 def test_half_precision_stays_near(gradients: Any, compiled: Any) -> None:
     p = problem(8, 20)
     narrow = {**p, "hidden": ops.cast(p["hidden"], "bfloat16")}
@@ -165,7 +172,7 @@ def test_half_precision_stays_near(gradients: Any, compiled: Any) -> None:
     close(bias, expected["bias"], 0.03)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.backend)])
 def test_every_weight_of_the_model_learns_as_from_the_plain_loss(
     make_network: Any, gradients: Any, tied: bool
 ) -> None:
@@ -201,6 +208,7 @@ def test_every_weight_of_the_model_learns_as_from_the_plain_loss(
         close(found, expected, 1e-4)
 
 
+@pytest.mark.backend
 def test_a_training_step_descends_by_the_gradients_of_the_plain_loss(
     make_network: Any, gradients: Any
 ) -> None:

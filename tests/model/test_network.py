@@ -14,8 +14,6 @@ from keras import layers, ops
 from minigpt.config import ModelConfig
 from minigpt.model.network import MiniGPT, ring
 
-pytestmark = pytest.mark.backend
-
 PUBLISHED = ModelConfig(
     vocabulary_size=20_000,
     context_length=80,
@@ -111,6 +109,7 @@ def published_logits(network: MiniGPT, tokens: np.ndarray) -> np.ndarray:
 # Keras's own layers.
 
 
+@pytest.mark.backend
 @pytest.mark.parametrize("changes", [{}, {"tied_embeddings": True, "key_dim": 5}])
 def test_logits_are_those_of_keras_s_layers(make_network: Any, logits: Any, changes: Any) -> None:
     network = make_network(**changes)
@@ -120,6 +119,7 @@ def test_logits_are_those_of_keras_s_layers(make_network: Any, logits: Any, chan
     np.testing.assert_allclose(logits(network, tokens), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.backend
 def test_a_new_model_is_initialised_like_keras_s_layers() -> None:
     keras.utils.set_random_seed(1)
     network = MiniGPT(PUBLISHED)
@@ -163,6 +163,7 @@ def test_the_configuration_makes_the_model_again(make_network: Any) -> None:
 # What a position sees.
 
 
+@pytest.mark.backend
 @settings(deadline=None, max_examples=20, derandomize=True)
 @given(st.integers(0, 2**16), st.integers(0, 19), st.integers(0, 59))
 def test_a_token_changes_nothing_before_it(
@@ -177,12 +178,14 @@ def test_a_token_changes_nothing_before_it(
         assert np.abs(before[at] - after[at]).max() > 1e-3
 
 
+@pytest.mark.backend
 def test_a_shorter_text_reads_like_the_start_of_a_longer_one(causal: MiniGPT, logits: Any) -> None:
     tokens = ids(2, 20)
     shorter, longer = logits(causal, tokens[:, :7]), logits(causal, tokens)
     np.testing.assert_allclose(shorter, longer[:, :7], atol=1e-5)
 
 
+@pytest.mark.backend
 def test_a_window_that_slides_is_read_like_the_window_alone(make_network: Any, logits: Any) -> None:
     network = make_network(num_blocks=1, context_length=6, positions="rotary")
     tokens = ids(1, 20)
@@ -208,7 +211,16 @@ CACHED = {
 }
 
 
-@pytest.mark.parametrize("kind", CACHED)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("one block", "one text", "all in the context"),
+        *(
+            pytest.param(kind, marks=pytest.mark.backend)
+            for kind in ("deep", "learned", "bfloat16")
+        ),
+    ],
+)
 def test_cached_steps_equal_a_whole_pass(make_network: Any, compiled: Any, kind: str) -> None:
     texts, changes = CACHED[kind]
     network, prompt, steps = make_network(**changes), 8, 11
@@ -275,6 +287,7 @@ def test_dropout_is_for_training_only(causal: MiniGPT, logits: Any) -> None:
     assert np.abs(ops.convert_to_numpy(causal(tokens, training=True)) - still).max() > 0.1
 
 
+@pytest.mark.backend
 def test_half_precision_begins_after_the_embeddings(make_network: Any) -> None:
     network, tokens = make_network(dtype="mixed_bfloat16"), ids(3, 7)
     tables = network.token_embedding.embeddings, network.position_embedding.embeddings
@@ -284,6 +297,7 @@ def test_half_precision_begins_after_the_embeddings(make_network: Any) -> None:
     assert ops.convert_to_numpy(ops.all(found == expected))
 
 
+@pytest.mark.backend
 def test_logits_are_float32_under_mixed_precision(
     make_network: Any, logits: Any, compiled: Any
 ) -> None:

@@ -47,8 +47,8 @@ def test_an_unknown_key(project: Project, refused: Refused) -> None:
 
 def test_an_unknown_key_under_dvc(project: Project) -> None:
     before = contents(project)
-    project.edit("params.yaml", r"^  epochs:.*", "  epoch: 1")
-    assert "error: compose: unknown key train.epoch" in project.dvc("repro", code=255)
+    printed = project.dvc("exp", "run", "-S", "+train.epoch=1", code=255)
+    assert "error: compose: unknown key train.epoch" in printed
     assert contents(project) == before
 
 

@@ -2,15 +2,16 @@
 
 import json
 import math
-import os
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.cli
 import pytest
+from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from tracked import (
@@ -267,8 +268,10 @@ def test_a_deleted_experiment_names_the_ways_on(
     monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     found = re.search(restore, str(told.value))
     assert found
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}/usr/bin:/bin"}
-    subprocess.run(found[1], shell=True, check=True, env=environment, cwd=project.parent)
+    assignment, command, *arguments = shlex.split(found[1])
+    environment = dict([assignment.split("=", 1)])
+    assert command == "mlflow"
+    assert CliRunner().invoke(mlflow.cli.cli, arguments, env=environment).exit_code == 0
     Mirror(project, CONFIG, strict=True).send()
     assert [found.info.run_id for found in runs(project)] == [run.info.run_id]
 

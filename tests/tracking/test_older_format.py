@@ -32,6 +32,7 @@ def version(tmp_path: Path) -> Path:
     return tmp_path / "version"
 
 
+@pytest.mark.slow
 def test_its_own_code_still_serves_it(version: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", PREDICT, str(version)]
     ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

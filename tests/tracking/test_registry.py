@@ -233,6 +233,7 @@ sys.exit(any(process.exitcode for process in running))
 """
 
 
+@pytest.mark.slow
 def test_copies_of_the_project_that_register_at_once_make_one_version(
     project: Path, monkeypatch: Any
 ) -> None:

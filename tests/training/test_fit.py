@@ -9,7 +9,6 @@ import pytest
 from keras import ops
 from training_data import (
     BATCH,
-    EPOCHS,
     SEQUENCES,
     STEPS,
     TRAIN,
@@ -232,7 +231,9 @@ def test_a_signal_outside_of_the_steps_interrupts_at_once() -> None:
 
 
 @pytest.mark.backend
-def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_path: Path) -> None:
+def test_the_best_or_the_last_weights_are_kept_and_training_stops(
+    trainer: LossModel, tmp_path: Path
+) -> None:
     contrary = dataset(*counting(3))  # the better it counts, the worse it is at this
     checkpoints = Checkpoints(tmp_path, "a", True)
     done = run(trainer, checkpoints, epochs=50, validation=contrary, early_stopping=2, keep="best")
@@ -241,19 +242,12 @@ def test_the_best_weights_are_kept_and_training_stops(trainer: LossModel, tmp_pa
     assert len(done) == best + 3 and best_epoch(done) == best + 1
     kept = trainer.evaluate(contrary, return_dict=True, verbose=0)
     assert kept["loss"] == pytest.approx(losses[best], rel=1e-6)
-    # Nor does it go on when it is asked again.
-    again = Checkpoints(tmp_path, "a", True)
-    assert run(trainer, again, epochs=50, validation=contrary, early_stopping=2) == done
-    assert f"after_{best + 1:05d}_{0:08d}.npz" in {file.name for file in tmp_path.iterdir()}
-
-
-def test_the_last_weights_are_kept(trainer: LossModel, tmp_path: Path) -> None:
-    contrary = dataset(*counting(3))
-    done = run(trainer, Checkpoints(tmp_path, "a", True), validation=contrary)
-    losses = [epoch.row["val_loss"] for epoch in done]
-    assert len(done) == EPOCHS and losses[-1] > min(losses)
+    # Nor does it go on when it is asked again, here to keep the last weights.
+    again, settings = Checkpoints(tmp_path, "a", True), {"early_stopping": 2, "keep": "last"}
+    assert run(trainer, again, epochs=50, validation=contrary, **settings) == done
     kept = trainer.evaluate(contrary, return_dict=True, verbose=0)
-    assert kept["loss"] == pytest.approx(losses[-1], rel=1e-6)
+    assert kept["loss"] == pytest.approx(losses[-1], rel=1e-6) != losses[best]
+    assert f"after_{best + 1:05d}_{0:08d}.npz" in {file.name for file in tmp_path.iterdir()}
 
 
 @pytest.mark.backend

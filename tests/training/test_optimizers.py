@@ -46,7 +46,6 @@ def test_a_warm_up_longer_than_the_training_takes_half_of_it(caplog: Any) -> Non
     assert "train.warmup_steps is 200, but the whole training has 100 steps" in caplog.text
 
 
-@pytest.mark.backend
 def test_weight_decay_is_for_matrices(make_network: Any) -> None:
     weights = make_network(num_blocks=1).trainable_variables
     before = [ops.convert_to_numpy(weight) for weight in weights]
