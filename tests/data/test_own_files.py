@@ -5,6 +5,9 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -298,6 +301,39 @@ def test_only_visible_text_files_are_reviews(tmp_path: Path) -> None:
     (tmp_path / ".home/texts/a.TXT").write_text("Another film.", encoding="utf-8")
     with pytest.raises(InputError, match="the id 'a' occurs more than once"):
         read(tmp_path / ".home/texts")
+
+
+IDS = """
+import sys
+from pathlib import Path
+from minigpt.config import CorpusConfig
+from minigpt.data import archive, own_files
+
+folder, packed = map(Path, sys.argv[1:])
+config = CorpusConfig(format="files", url="x", folders=["top/a/\\xe9"])
+for read in (own_files.read(folder, config), archive.read(packed, config, folder.parent)):
+    print(*(ascii(name) for batch in read for name in batch["id"].to_pylist()))
+"""
+
+
+def test_ids_do_not_depend_on_the_locale(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for name in ("é漢.txt".encode(), b"\xff.txt"):
+        Path(os.fsdecode(os.fsencode(tmp_path / "mine") + b"/" + name)).write_bytes(b"a")
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", encoding="utf-8") as archive:
+        archive.add(tmp_path / "mine/é漢.txt", "top/a/é/3_7.txt")
+    command = [sys.executable, "-c", IDS, str(tmp_path / "mine"), str(tmp_path / "a.tar.gz")]
+    told = []
+    for locale in (
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"LC_ALL": "C.UTF-8"},
+    ):
+        environment = {**os.environ, **locale, "PYTHONIOENCODING": "utf-8"}
+        ran = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8")
+        assert ran.returncode == 0, ran.stderr
+        told.append(ran.stdout)
+    assert told[0] == told[1]
+    assert "\\\\xff" in told[0] and "\\xe9\\u6f22" in told[0] and "xe9/3_7" in told[0]
 
 
 def test_a_folder_that_can_not_be_read_is_not_left_out(

@@ -81,6 +81,7 @@ def _texts(
             fileobj=(stream := _Unpacked(file, path, config)),  # type: ignore[call-overload]
             mode="r|",
             bufsize=tarfile.BLOCKSIZE,
+            encoding="utf-8",  # by default that of the locale
         ) as archive,
     ):
         for number, member in enumerate(_members(archive, stream), start=1):

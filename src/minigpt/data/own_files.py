@@ -93,11 +93,16 @@ def _folder_rows(path: Path, config: CorpusConfig) -> _Rows:
             for name in names
             if name.lower().endswith(".txt") and not name.startswith(".")
         ]
-        found += [(text.relative_to(path).as_posix()[:-4], text) for text in texts]
+        found += [(_name(text.relative_to(path))[:-4], text) for text in texts]
     for number, (name, text) in enumerate(sorted(found)):
         if text.is_file():
             reviews.check_size(text, text.stat().st_size)
             yield number, {"id": name, config.text_column: text.read_bytes()}
+
+
+def _name(path: Path) -> str:
+    """Returns a path as text in UTF-8, whatever the locale says."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _fail(error: OSError) -> NoReturn:
