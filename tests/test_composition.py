@@ -33,11 +33,12 @@ vocabulary: {style: published, max_tokens: 19999}
 sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
 model:
   {vocabulary_size: 20000, context_length: 80, positions: learned, embed_dim: 256, num_blocks: 1,
-   num_heads: 2, key_dim: 256, feed_forward_dim: 256, dropout: 0.1, tied_embeddings: false,
-   dtype_policy: float32}
+   num_heads: 2, key_dim: 256, kernels: heads, feed_forward_dim: 256, dropout: 0.1,
+   tied_embeddings: false, dtype_policy: float32}
 train:
   {epochs: 25, batch_size: 128, loss: padded, optimizer: adam, learning_rate: 0.001,
-   warmup_steps: 0, decay: constant, weight_decay: 0.0, clip_norm: 0.0, early_stopping: 0,
+   matrix_rate: 0.01, warmup_steps: 0, decay: constant, weight_decay: 0.0, clip_norm: 0.0,
+   early_stopping: 0,
    keep: last, backend: tensorflow, jit_compile: false, seed: 1}
 preview: &sampling
   {max_tokens: 40, temperature: 1.0, top_k: 10, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0,

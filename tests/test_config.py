@@ -146,7 +146,12 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
             NONE_HELD_OUT | {"train.early_stopping": 0},
             "train.early_stopping is 0 and train.keep i",
         ),
-        ({"train.weight_decay": 0.1}, "train.weight_decay is 0.1 but train.optimizer is adam: "),
+        (
+            {"train.optimizer": "adam", "train.weight_decay": 0.1},
+            "train.weight_decay is 0.1 but train.optimizer is adam: ",
+        ),
+        ({"model.kernels": "heads"}, "train.optimizer is muon but model.kernels is heads: "),
+        ({"model.key_dim": 3}, "model.key_dim is 3: rotary positions need an even number"),
         ({"sample.top_k": 20_000}, "sample.top_k is 20000, above vocabulary.max_tokens, 19999"),
         ({"vocabulary.max_tokens": 5}, "preview.top_k is 10, above vocabulary.max_tokens, 5"),
         ({"corpus.sha256": ""}, "corpus.sha256 is '': an archive needs 64 hexadecimal digits"),

@@ -181,6 +181,8 @@ class ModelConfig(Section):
     """Attention heads."""
     key_dim: Width
     """Width of one head's keys, queries and values."""
+    kernels: Literal["heads", "matrices"] = "heads"
+    """Shape of attention's kernels: with the heads apart (as published), or matrices for Muon."""
     feed_forward_dim: int = Field(ge=1, le=1_048_576)
     """Hidden width of a block's feed-forward network."""
     dropout: float = Field(default=0.0, ge=0, le=0.99)
@@ -214,16 +216,18 @@ class TrainConfig(Section):
     """Sequences in a step."""
     loss: Literal["tokens", "padded"] = "tokens"
     """Tokens: mean over the real tokens; padded: over the padding too, as published."""
-    optimizer: Literal["adam", "adamw"] = "adam"
-    """Keras optimizer."""
+    optimizer: Literal["adam", "adamw", "muon"] = "adam"
+    """Keras optimizer; muon: Muon for the blocks' matrices, Adam for everything else."""
     learning_rate: float = Field(ge=1e-12, le=1_000)
     """Peak learning rate."""
+    matrix_rate: float = Field(default=0.01, ge=1e-12, le=1_000)
+    """Peak learning rate of Muon; it follows the schedule of learning_rate."""
     warmup_steps: int = Field(default=0, ge=0, le=10**9)
     """Steps of linear warm-up; 0: none."""
     decay: Literal["constant", "cosine"] = "constant"
     """Learning rate from the warm-up to the last step."""
     weight_decay: Share = 0.0
-    """Decoupled weight decay, for adamw; 0: none."""
+    """Decoupled weight decay, for adamw and muon; 0: none."""
     clip_norm: float = Field(default=0.0, ge=0, le=1_000_000)
     """Largest global gradient norm; 0: any."""
     early_stopping: int = Field(default=0, ge=0, le=10_000)
@@ -238,12 +242,12 @@ class TrainConfig(Section):
     """Seed of weights, dropout and shuffling."""
 
     @model_validator(mode="after")
-    def _only_adamw_decays(self) -> Self:
+    def _adam_decays_nothing(self) -> Self:
         decay, optimizer = self.weight_decay, self.optimizer
-        if decay and optimizer != "adamw":
+        if decay and optimizer == "adam":
             raise ValueError(
-                f"weight_decay is {decay} but train.optimizer is {optimizer}: only adamw "
-                "decays weights"
+                f"weight_decay is {decay} but train.optimizer is {optimizer}: only adamw and muon "
+                "decay weights"
             )
         return self
 
@@ -387,6 +391,11 @@ class Config(Section):
             problems.append(
                 f"model.vocabulary_size is {rows}, below vocabulary.max_tokens, {entries}: raise "
                 "it, or set 0 to take the vocabulary's own size"
+            )
+        if self.train.optimizer == "muon" and self.model.kernels != "matrices":
+            problems.append(
+                f"train.optimizer is muon but model.kernels is {self.model.kernels}: Muon is for "
+                "matrices; set model.kernels to matrices, or train.optimizer to adamw"
             )
         patience, keep = self.train.early_stopping, self.train.keep
         if not self.sequences.validation_fraction and (patience or keep == "best"):

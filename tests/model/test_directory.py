@@ -74,11 +74,17 @@ def refused(path: Path, says: str = "", kind: type[InputError] = InputError) -> 
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize(("dtype", "tied"), [("float32", False), ("mixed_bfloat16", True)])
+@pytest.mark.parametrize(
+    ("dtype", "changes"),
+    [
+        ("float32", {"positions": "rotary", "kernels": "matrices"}),
+        ("mixed_bfloat16", {"tied_embeddings": True}),
+    ],
+)
 def test_what_is_saved_is_what_is_loaded(
-    tmp_path: Path, make_network: Any, dtype: str, tied: bool
+    tmp_path: Path, make_network: Any, dtype: str, changes: Any
 ) -> None:
-    network = make_network(tied_embeddings=tied, dtype=dtype)
+    network = make_network(dtype=dtype, **changes)
     directory.save(tmp_path / "model", network, TOKENIZER, SECTIONS)
     loaded = directory.load(tmp_path / "model")
     assert loaded.tokenizer == TOKENIZER
@@ -104,6 +110,21 @@ def test_equal_weights_give_equal_bytes(saved: Path, make_network: Any, tmp_path
     network.head_bias.assign(network.head_bias + 1)
     directory.save(tmp_path / "again", network, TOKENIZER, SECTIONS)
     assert directory.digest(tmp_path / "again") != directory.digest(saved)
+
+
+def test_a_directory_that_names_no_choice_of_network_has_the_published_one(
+    path: Path, make_network: Any
+) -> None:
+    def forget(content: Any) -> None:
+        for key in ("positions", "kernels"):
+            del content["config"]["model"][key]
+
+    seal(path, forget)
+    network = make_network(num_blocks=1)
+    loaded = directory.load(path).network
+    assert loaded.config == network.config
+    for before, after in zip(values(network), values(loaded), strict=True):
+        np.testing.assert_array_equal(before, after)
 
 
 def test_an_old_directory_is_replaced_as_a_whole(path: Path, make_network: Any) -> None:

@@ -203,7 +203,10 @@ def test_learned_positions_end_at_the_context(causal: MiniGPT) -> None:
 
 CACHED = {
     "one block": (3, {"num_blocks": 1, "context_length": 6, "positions": "rotary"}),
-    "deep": (3, {"num_blocks": 4, "context_length": 6, "positions": "rotary"}),
+    "deep": (
+        3,
+        {"num_blocks": 4, "context_length": 6, "positions": "rotary", "kernels": "matrices"},
+    ),
     "one text": (1, {"num_blocks": 2, "context_length": 6, "positions": "rotary"}),
     "all in the context": (3, {"context_length": 40, "positions": "rotary"}),
     "learned": (3, {"context_length": 19}),

@@ -28,10 +28,12 @@ def compiled_once() -> tuple[LossModel, list[np.ndarray]]:
             dropout=0.1,
             tied_embeddings=False,
             dtype_policy="float32",
+            positions="rotary",
+            kernels="matrices",
         )
     )
     model = LossModel(network, padded=False)
-    changes = {"warmup_steps": 3, "decay": "cosine", "clip_norm": 1.0}
+    changes = {"optimizer": "muon", "warmup_steps": 3, "decay": "cosine", "clip_norm": 1.0}
     optimizer = optimizers.make(TRAIN.model_copy(update=changes), EPOCHS * STEPS)
     model.compile(optimizer=optimizer, jit_compile=keras.backend.backend() == "jax")
     optimizer.build(model.trainable_variables)

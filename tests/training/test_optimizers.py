@@ -46,11 +46,12 @@ def test_a_warm_up_longer_than_the_training_takes_half_of_it(caplog: Any) -> Non
     assert "train.warmup_steps is 200, but the whole training has 100 steps" in caplog.text
 
 
-def test_weight_decay_is_for_matrices(make_network: Any) -> None:
-    weights = make_network(num_blocks=1).trainable_variables
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_weight_decay_is_for_matrices(make_network: Any, name: str) -> None:
+    weights = make_network(num_blocks=1, kernels="matrices").trainable_variables
     before = [ops.convert_to_numpy(weight) for weight in weights]
     optimizer = optimizers.make(
-        TRAIN.model_copy(update={"optimizer": "adamw", "learning_rate": 0.1, "weight_decay": 0.5}),
+        TRAIN.model_copy(update={"optimizer": name, "learning_rate": 0.1, "weight_decay": 0.5}),
         100,
     )
     optimizer.apply([ops.zeros(weight.shape) for weight in weights], weights)
@@ -66,7 +67,33 @@ def test_weight_decay_is_for_matrices(make_network: Any) -> None:
 
 
 @pytest.mark.backend
-@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_muon_is_for_the_blocks_matrices_and_adam_for_the_rest(make_network: Any) -> None:
+    def after(name: str) -> dict[str, np.ndarray]:
+        network, rng = make_network(num_blocks=1, kernels="matrices"), np.random.default_rng(1)
+        weights = network.trainable_variables
+        rates = {"optimizer": name, "learning_rate": 0.1, "matrix_rate": 0.02}
+        optimizer = optimizers.make(TRAIN.model_copy(update=rates), 100)
+        for _ in range(3):
+            gradients = [rng.normal(size=weight.shape).astype("float32") for weight in weights]
+            before = [ops.convert_to_numpy(weight) for weight in weights]
+            optimizer.apply([ops.convert_to_tensor(gradient) for gradient in gradients], weights)
+        now = [ops.convert_to_numpy(weight) for weight in weights]
+        return {w.path: new - old for w, new, old in zip(weights, now, before, strict=True)}
+
+    found, adams = after("muon"), after("adam")
+    orthogonal = set()
+    for (path, change), theirs in zip(found.items(), adams.values(), strict=True):
+        if path.endswith("/kernel"):
+            orthogonal.add(path.split("/")[-2])
+            sizes = np.linalg.svd(change, compute_uv=False) / (0.2 * max(change.shape) ** 0.5)
+            assert 0.6 * 0.02 < np.median(sizes) <= sizes.max() < 1.3 * 0.02
+        else:
+            np.testing.assert_allclose(change, theirs, rtol=1e-4, atol=1e-6)
+    assert orthogonal == {"query", "key", "value", "attention_output", "expand", "contract"}
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", ["adam", "adamw", "muon"])
 def test_gradients_are_clipped_together(name: str) -> None:
     large = [np.array([30.0, 0], "float32"), np.array([40.0], "float32")]
     small = [np.array([0.1, 0.2], "float32"), np.array([0.3], "float32")]

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import ops
 
-BLOCK_LOGITS = 40_000  # per sequence: 2 positions, and 20 MB in the published batch of 128
+BLOCK_LOGITS = 5_120_000  # 20 MB: 2 positions of each sequence in the published batch of 128
 LEAST_PROBABILITY = 1e-30  # float32 loses digits below 1e-38
 
 
@@ -47,7 +47,13 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
 
 
 def weighted_losses(
-    hidden: Any, kernel: Any, bias: Any, targets: Any, weights: Any, observed: Any
+    hidden: Any,
+    kernel: Any,
+    bias: Any,
+    targets: Any,
+    weights: Any,
+    observed: Any,
+    sequences: int = 128,
 ) -> Any:
     """Computes two weighted sums of the cross-entropy, of which the first has gradients.
 
@@ -58,6 +64,7 @@ def weighted_losses(
         targets: int32 (B, T), the word that follows each position.
         weights: float32 (B, T), the weight of each position in the first sum.
         observed: float32 (B, T), its weight in the second sum, which has no gradients.
+        sequences: About B, which TensorFlow may not know: it decides the size of a block.
 
     Returns:
         The sums, float32 (2,), differentiable in hidden, kernel and bias.
@@ -68,7 +75,9 @@ def weighted_losses(
         width, words = kernel.shape
         # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
-        hiddens, answers, shares = (_blocks(x, kernel) for x in (hidden, targets, weights))
+        hiddens, answers, shares = (
+            _blocks(x, kernel, sequences) for x in (hidden, targets, weights)
+        )
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
@@ -112,10 +121,10 @@ def weighted_losses(
     return fused(hidden, kernel, bias)
 
 
-def _blocks(x: Any, kernel: Any) -> Any:
+def _blocks(x: Any, kernel: Any, sequences: int = 128) -> Any:
     """Splits (B, T, ...) into (B, blocks, t, ...) and fills the last block with zeros."""
     length = x.shape[1]
-    count = -(-length // max(1, BLOCK_LOGITS // kernel.shape[1]))
+    count = -(-length // max(1, BLOCK_LOGITS // (sequences * kernel.shape[1])))
     positions = -(-length // count)
     rest = [(0, 0)] * len(x.shape[2:])
     x = ops.pad(x, [(0, 0), (0, count * positions - length), *rest])

@@ -90,16 +90,15 @@ class Linear(layers.Layer):
 
 
 class Block(layers.Layer):
-    """Causal self-attention and a feed-forward layer, each added to its input and normalised.
-
-    The kernels have the shapes and initial ranges of `keras.layers.MultiHeadAttention`.
-    """
+    """Causal self-attention and a feed-forward layer, each added to its input and normalised."""
 
     def __init__(self, config: ModelConfig, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config, policy = config, self.dtype_policy
-        width, heads = (config.embed_dim,), (config.num_heads, config.key_dim)
-        inner = (config.feed_forward_dim,)
+        width, inner = (config.embed_dim,), (config.feed_forward_dim,)
+        heads: tuple[int, ...] = config.num_heads, config.key_dim
+        if config.kernels == "matrices":
+            heads = (math.prod(heads),)
         norm, drop = {"epsilon": 1e-6, "dtype": policy}, {"rate": config.dropout, "dtype": policy}
         with keras.name_scope(self.name):
             self.query = Linear(width, heads, dtype=policy, name="query")

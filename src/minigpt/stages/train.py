@@ -45,11 +45,11 @@ def run() -> None:
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
-    network = _network(settings, words)
+    network = make_network(settings, words)
     generator = Generator(network, words)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
         generator.check(prompts.encode(words, texts))
-    trainer = _compiled(network, settings.train, steps)
+    trainer = make_trainer(network, settings.train, steps)
     training = _identity(settings, manifest, network)
     checkpoints = Checkpoints(
         paths.CHECKPOINTS, training, settings.checkpointing.resume, _recorded_run()
@@ -174,7 +174,8 @@ def _way_on(folder: Path) -> str:
     return "`dvc repro` resumes from it"
 
 
-def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
+def make_network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
+    """Makes the network of a configuration, with new weights."""
     chosen = settings.model
     policy: str = chosen.dtype_policy
     if policy == "auto":
@@ -186,12 +187,13 @@ def _network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
     )
 
 
-def _compiled(network: MiniGPT, train: config.TrainConfig, steps: int) -> fit.LossModel:
+def make_trainer(network: MiniGPT, train: config.TrainConfig, steps: int) -> fit.LossModel:
+    """Wraps a network for a training of `train.epochs` times `steps`."""
     # On JAX, Keras without jit_compile runs each operation by itself, 25 times slower.
     jit_compile = train.jit_compile or keras.backend.backend() == "jax"
     if not jit_compile:  # with XLA, TensorFlow would silently leave this out
         tensorflow.config.experimental.enable_op_determinism()
-    trainer = fit.LossModel(network, padded=train.loss == "padded")
+    trainer = fit.LossModel(network, padded=train.loss == "padded", batch_size=train.batch_size)
     optimizer = optimizers.make(train, total_steps=train.epochs * steps)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
     return trainer

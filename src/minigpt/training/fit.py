@@ -28,10 +28,12 @@ class LossModel(keras.Model):
     Args:
         network: The model to train.
         padded: Whether to train the published loss instead of the mean over real tokens.
+        batch_size: Sequences in a step.
     """
 
-    def __init__(self, network: MiniGPT, padded: bool) -> None:
+    def __init__(self, network: MiniGPT, padded: bool, batch_size: int = 128) -> None:
         super().__init__()
+        self.batch_size = batch_size
         self.network = network
         self.padded = padded
         names = ("loss", "seed_loss", "unk_share")
@@ -58,7 +60,10 @@ class LossModel(keras.Model):
             trained, observed = observed, trained
         kernel, bias = self.network.head
         if training:
-            sums = cross_entropy.weighted_losses(y_pred, kernel, bias, y, trained, observed)
+            weights = trained, observed
+            sums = cross_entropy.weighted_losses(
+                y_pred, kernel, bias, y, *weights, sequences=self.batch_size
+            )
         else:
             losses, _ = cross_entropy.token_losses(y_pred, kernel, bias, y)
             sums = ops.stack([ops.sum(losses * trained), ops.sum(losses * observed)])

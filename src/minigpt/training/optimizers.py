@@ -29,11 +29,43 @@ def choose_dtype_policy(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return "mixed_bfloat16" if flags & BFLOAT16_FLAGS else "float32"
 
 
+class Muon(keras.optimizers.Muon):
+    """Keras's Muon, with TensorFlow's fused operation for the variables that Adam updates.
+
+    Keras's Adam is some ten operations that each pass over all parameters.
+    """
+
+    def _adamw_update_step(
+        self, gradient: Any, variable: Any, learning_rate: Any, m: Any, v: Any
+    ) -> None:
+        if keras.backend.backend() != "tensorflow":
+            super()._adamw_update_step(gradient, variable, learning_rate, m, v)
+            return
+        import tensorflow as tf
+
+        step = tf.cast(self.iterations + 1, "float32")
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=m.value.handle,
+            v=v.value.handle,
+            beta1_power=tf.pow(self.adam_beta_1, step),
+            beta2_power=tf.pow(self.adam_beta_2, step),
+            lr=learning_rate,
+            beta1=self.adam_beta_1,
+            beta2=self.adam_beta_2,
+            epsilon=self.epsilon,
+            grad=tf.convert_to_tensor(gradient),
+        )
+
+
 def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
-    """Makes Adam or AdamW with a linear warm-up and a constant rate or a cosine decay to 0.
+    """Makes an optimizer with a linear warm-up and a constant rate or a cosine decay to 0.
 
     Weight decay is decoupled (Loshchilov and Hutter, 2019) and applies to matrices only. The
-    cosine decay is that of Loshchilov and Hutter (2017).
+    cosine decay is that of Loshchilov and Hutter (2017). Muon (Jordan et al., 2024,
+    https://kellerjordan.github.io/posts/muon/) orthogonalises the updates of the blocks' matrices,
+    scaled as by Liu et al. (2025, https://arxiv.org/abs/2502.16982); tables, head, biases and norms
+    have Adam.
 
     Args:
         config: The section `train`.
@@ -61,6 +93,17 @@ def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
     if config.optimizer == "adam":
         return keras.optimizers.Adam(rate, global_clipnorm=clip)
     decay = config.weight_decay
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=decay, global_clipnorm=clip)
+    if config.optimizer == "adamw":
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=decay, global_clipnorm=clip)
+    else:
+        optimizer = Muon(
+            rate,
+            # Both follow one schedule, whose rate is Adam's.
+            rms_rate=0.2 * config.matrix_rate / config.learning_rate,
+            exclude_layers=["head_kernel"],
+            weight_decay=decay or None,
+            adam_weight_decay=decay or None,
+            global_clipnorm=clip,
+        )
     optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
