@@ -116,7 +116,8 @@ def probe(chosen: config.Config) -> dict[str, float]:
         sequences.dataset(paths.SEQUENCES, "train", size, **order, epoch=e) for e in range(epochs)
     ]
     steps = of_epoch[0].cardinality().numpy()
-    trainer = stage.make_trainer(stage.make_network(chosen, words), chosen.train, int(steps))
+    network = stage.make_network(chosen, words)
+    trainer = stage.make_trainer(network, words, chosen.train, int(steps))
     timed = _Time()
     for dataset in of_epoch:
         trainer.fit(dataset, verbose=0, shuffle=False, callbacks=[timed])

@@ -29,7 +29,7 @@ corpus:
   max_bytes: 2000000000
   max_members: 1000000
   max_ratio: 100.0
-vocabulary: {style: published, max_tokens: 19999}
+vocabulary: {style: published, max_tokens: 19999, sample_bytes: 10000000}
 sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
 model:
   {vocabulary_size: 20000, context_length: 80, positions: learned, embed_dim: 256, num_blocks: 1,
@@ -102,6 +102,8 @@ def test_each_section_is_a_group_that_params_name() -> None:
 def test_each_file_composes_and_states_no_default(tmp_path: Path, number: int) -> None:
     picked = {group: found[number % len(found)] for group, found in FILES.items()}
     experiment = picked.pop("experiment")
+    if picked["vocabulary"].stem == "bpe":  # which works with one of them only
+        picked["sequences"] = CONF / "sequences/packed.yaml"
     compose(tmp_path, {"groups": {"experiment": experiment.stem}})
     made = flat(compose(tmp_path, {"groups": {group: file.stem for group, file in picked.items()}}))
     for group, file in picked.items():
@@ -194,7 +196,7 @@ def test_unknown_keys(tmp_path: Path) -> None:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path, conf: Path) -> None:
-    (conf / "preview" / "default.yaml").write_text("prompts: ['']\ntop_k: 30_000\n", "utf-8")
+    (conf / "preview" / "default.yaml").write_text("prompts: [5]\ntop_k: 30_000\n", "utf-8")
     params: dict[str, Any] = {
         "corpus": {"sha256": "", "folders": []},
         "model": {"embed_dim": 3, "dtype_policy": "${nowhere}"},
@@ -211,7 +213,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path, conf: Path) -> None:
         "train.epochs in params.yaml is 0",
         "unknown key train.epoch in params.yaml",
         "preview.max_tokens in conf/ is missing",
-        "preview.prompts[0] in conf/ is ''",
+        "preview.prompts[0] in conf/ is 5",
         "sample.top_p in params.yaml is 0",
     ]
 
@@ -267,8 +269,8 @@ def test_nothing_is_interpolated_but_other_values(tmp_path: Path, monkeypatch: A
         ("${.seed}", "is '${.seed}': .seed has no value"),
         ("${sample.prompts}", "is '${sample.prompts}': sample.prompts leads back to itself"),
         ("${sample}", "is '${sample}': sample holds references itself"),
-        ("${train.epochs}", "is 2: allowed is a list, not empty; an entry is a text, not blank"),
-        ("${logging}", "is {'steps': 50}: allowed is a list, not empty; an entry is a text, not"),
+        ("${train.epochs}", "is 2: allowed is a list, not empty; an entry is a text in valid"),
+        ("${logging}", "is {'steps': 50}: allowed is a list, not empty; an entry is a text in"),
     ],
 )
 def test_a_reference_that_is_refused(tmp_path: Path, value: str, says: str) -> None:

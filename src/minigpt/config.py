@@ -74,6 +74,11 @@ def _not_reserved(alias: str) -> str:
 # Types of fields; a text in Annotated is what error messages and the documentation say of it.
 _FILLED = Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")
 Text = Annotated[str, _FILLED, "a text, not blank, in valid Unicode and without NUL"]
+Prompt = Annotated[
+    str,
+    Field(pattern=r"^[^\x00]*$"),
+    "a text in valid Unicode and without NUL; empty: a review from its beginning",
+]
 Url = Annotated[
     str,
     _FILLED,
@@ -145,17 +150,28 @@ class CorpusConfig(Section):
 class VocabularyConfig(Section):
     """How text becomes tokens."""
 
-    style: Literal["published", "spaced", "words"]
-    """Words: punctuation and capitals of any script; spaced: of ASCII; published: as the script."""
+    style: Literal["published", "spaced", "words", "bpe"]
+    """Words of any script, spaced: of ASCII, published: as the script; bpe: parts of words."""
     max_tokens: int = Field(ge=3, le=10_000_000)
-    """Most entries, padding and [UNK] included."""
+    """Most entries, special ones included; bpe: at least 257."""
+    sample_bytes: int = Field(default=10**7, ge=1, le=10**9)
+    """Bytes of the training texts that bpe learns from."""
+
+    @model_validator(mode="after")
+    def _bytes_fit(self) -> Self:
+        if self.style == "bpe" and self.max_tokens < 257:
+            raise ValueError(
+                f"max_tokens is {self.max_tokens}: vocabulary.style bpe needs at least 257, for "
+                "256 bytes and the separator"
+            )
+        return self
 
 
 class SequencesConfig(Section):
     """How reviews become training sequences."""
 
-    policy: Literal["head", "windows"]
-    """Head: the first tokens of a review; windows: all of its tokens."""
+    policy: Literal["head", "windows", "packed"]
+    """Head: the first tokens of a review; windows: all; packed: reviews in a row, no padding."""
     length: Width
     """Targets in a sequence, which holds one token more."""
     validation_fraction: float = Field(default=0.0, ge=0, le=0.5)
@@ -256,7 +272,7 @@ class SamplingConfig(Section):
     """How the next token is chosen."""
 
     max_tokens: int = Field(ge=1, le=100_000)
-    """Tokens written after a prompt."""
+    """Most tokens written after a prompt."""
     temperature: Temperature = 1.0
     """Divides the logits; 0: the most probable token."""
     top_k: int = Field(default=0, ge=0, le=10_000_000)
@@ -281,7 +297,7 @@ class SamplingConfig(Section):
 class PreviewConfig(SamplingConfig):
     """The texts that are logged after each epoch. They change no weights."""
 
-    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS[:1]), min_length=1)
+    prompts: list[Prompt] = Field(default=list(DEFAULT_PROMPTS[:1]), min_length=1)
     """A text is written for each."""
 
 
@@ -304,7 +320,7 @@ class LoggingConfig(Section):
 class EvaluateConfig(SamplingConfig):
     """The texts that are sampled and counted, and the baseline."""
 
-    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
+    prompts: list[Prompt] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
     """Texts to continue, in turn, until there are enough reviews."""
     reviews: int = Field(ge=2, le=100_000)
     """Reviews to write and count."""
@@ -315,7 +331,7 @@ class EvaluateConfig(SamplingConfig):
 class SampleConfig(SamplingConfig):
     """The reviews that the sample stage writes."""
 
-    prompts: list[Text] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
+    prompts: list[Prompt] = Field(default=list(DEFAULT_PROMPTS), min_length=1)
     """Texts to continue."""
     reviews_per_prompt: int = Field(default=1, ge=1, le=10_000)
     """Reviews written for each prompt."""
@@ -385,6 +401,12 @@ class Config(Section):
                 f"model.context_length is {context} but sequences.length is {length}: set both "
                 "the same (the model trains on whole sequences, and never on positions past their "
                 "end)"
+            )
+        style, policy = self.vocabulary.style, self.sequences.policy
+        if style == "bpe" and policy != "packed":
+            problems.append(
+                f"vocabulary.style is bpe but sequences.policy is {policy}: bpe has no token to "
+                "fill short sequences with; choose packed"
             )
         rows, entries = self.model.vocabulary_size, self.vocabulary.max_tokens
         if 0 < rows < entries:

@@ -105,6 +105,27 @@ def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
     assert share == pytest.approx(fraction, abs=4 * (fraction * (1 - fraction) / 20_000) ** 0.5)
 
 
+def test_a_sample_is_bounded_and_hardly_changes_with_the_corpus(tmp_path: Path) -> None:
+    def drawn(numbers: range, most_bytes: int, fraction: float = 0.3) -> list[str]:
+        rows = [
+            {"id": f"{n}", "split": "", "label": "", "rating": 0, "text": f"é{n:05}" * 4}
+            for n in numbers
+        ]
+        batch = pa.RecordBatch.from_pylist(rows, corpus.SCHEMA)
+        corpus.write_reviews([batch[:70], batch[70:]], tmp_path / "reviews.parquet")
+        return corpus.sample(tmp_path / "reviews.parquet", fraction, most_bytes)
+
+    some = drawn(range(500), 1000)
+    assert 997 <= sum(len(text.encode()) for text in some) <= 1000
+    held_out = {f"é{n:05}" * 4 for n in range(500) if corpus.is_validation([str(n)], 0.3)[0]}
+    assert len(some) == 36 and not held_out & set(some)
+    assert len(set(some) & set(drawn(range(520), 1000))) > 30
+    everything = drawn(range(500), 10**6)
+    assert len(everything) == 500 - len(held_out) and everything[:35] == some[:35]
+    with pytest.raises(InputError, match="all reviews are held out"):
+        drawn(range(500), 1000, 1.0)
+
+
 def test_held_out_reviews_stay_the_same_between_versions() -> None:
     ids = [f"train/pos/{n}_9" for n in range(40)]
     assert np.flatnonzero(corpus.is_validation(ids, 0.1)).tolist() == [0, 3, 5, 22, 39]

@@ -14,7 +14,7 @@ from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig, SequencesConfig
 from minigpt.data import corpus, own_files, sequences, tokenizer
 from minigpt.data.text import STYLES
-from minigpt.data.tokenizer import WordTokenizer
+from minigpt.data.tokenizer import SEPARATOR, SEPARATOR_TOKEN, UNKNOWN, WordTokenizer
 
 LENGTH = 5
 POLICIES = ("head", "windows")
@@ -26,7 +26,7 @@ HELD_OUT = {1, 4, 9}
 def reviews(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Makes reviews of tokens that are all different, except for some that are unknown."""
     ids = np.arange(2, sum(lengths) + 2, dtype=np.int32)
-    ids[::9] = sequences.UNKNOWN
+    ids[::9] = UNKNOWN
     return ids, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
@@ -41,11 +41,13 @@ def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
         )
 
 
-def write(directory, batches=None, progress=None, **changes):
+def write(directory, batches=None, progress=None, tokenizer=WORDS, **changes):
     settings = {"length": LENGTH, "policy": "windows", "shards": 3, "validation_fraction": 0.2}
     config = SequencesConfig(**{**settings, **changes})
     batches = encoded(*reviews(LENGTHS)) if batches is None else batches
-    return sequences.write(directory, batches, config=config, tokenizer=WORDS, progress=progress)
+    return sequences.write(
+        directory, batches, config=config, tokenizer=tokenizer, progress=progress
+    )
 
 
 def batches(*arguments, **options) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -123,7 +125,7 @@ def test_manifest_counts(tmp_path, policy):
         y = np.concatenate([y for _, y in made])
         assert counts["sequences"] == len(y) == sum(s["records"] for s in counts["shards"])
         assert counts["targets"] == np.count_nonzero(y)
-        assert counts["unknown_targets"] == np.count_nonzero(y == sequences.UNKNOWN) > 0
+        assert counts["unknown_targets"] == np.count_nonzero(y == UNKNOWN) > 0
         assert len(counts["shards"]) == files
     assert manifest["splits"]["validation"]["reviews"] == len(HELD_OUT)
     listed = {s["file"] for split in manifest["splits"].values() for s in split["shards"]}
@@ -154,6 +156,71 @@ def test_the_division_into_batches_changes_nothing(tmp_path, policy):
     assert parts == whole  # with the checksum of every shard
     sizes = [shard["records"] for shard in whole["splits"]["train"]["shards"]]
     assert max(sizes) - min(sizes) <= 1
+
+
+SEPARATED = WordTokenizer(("", "[UNK]", SEPARATOR_TOKEN, "film"), "words")
+
+
+def separated(lengths, cuts=(), held_out=HELD_OUT):
+    """Reviews of tokens that are all different, behind separators, in batches."""
+    ids, offsets = reviews(lengths)
+    ids[ids != UNKNOWN] += 10
+    return encoded(*sequences.documents(ids, offsets, SEPARATOR), held_out, cuts)
+
+
+def stream_of(lengths, held_out, split):
+    """All tokens of a split in a row, with the separator that ends the last review."""
+    (batch,) = separated(lengths)
+    chosen = [i in held_out for i in range(len(lengths))]
+    parts = [batch.ids[a:b] for a, b in itertools.pairwise(batch.offsets)]
+    kept = [p for p, held in zip(parts, chosen, strict=True) if held == (split == "validation")]
+    return [*np.concatenate(kept).tolist(), SEPARATOR]
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 1, 4, 7, 11)])
+def test_packed_reviews_have_no_padding_and_each_token_is_a_target_once(tmp_path, cuts):
+    options = {"policy": "packed", "tokenizer": SEPARATED}
+    manifest = write(tmp_path / "s", separated(LENGTHS, cuts), **options)
+    for split in sequences.SPLITS:
+        stream = stream_of(LENGTHS, HELD_OUT, split)
+        made = rows(tmp_path / "s", split, seed=None)
+        whole = (len(stream) - 1) // LENGTH
+        assert made == [tuple(stream[i * LENGTH :][: LENGTH + 1]) for i in range(whole)]
+        counts = manifest["splits"][split]
+        assert (counts["sequences"], counts["targets"]) == (whole, whole * LENGTH)
+        assert counts["unknown_targets"] == stream[1 : whole * LENGTH + 1].count(UNKNOWN)
+    assert sum(counts["reviews"] for counts in manifest["splits"].values()) == len(LENGTHS)
+
+
+def test_a_packed_sequence_names_the_review_that_it_begins_in(tmp_path):
+    import tensorflow as tf
+
+    options = {"policy": "packed", "tokenizer": SEPARATED, "validation_fraction": 0.0, "shards": 1}
+    write(tmp_path / "s", separated(LENGTHS, (2, 8), ()), **options)
+    files = [str(path) for path in (tmp_path / "s").glob("*.tfrecord")]
+    (batch,) = separated(LENGTHS)
+    for record in tf.data.TFRecordDataset(files).as_numpy_iterator():
+        feature = tf.train.Example.FromString(record).features.feature
+        review = batch.review_ids.index(feature["review"].bytes_list.value[0].decode()).as_py()
+        start = batch.offsets[review] + feature["start"].int64_list.value[0]
+        assert batch.ids[start] == feature["tokens"].int64_list.value[0]
+
+
+def test_a_stream_shorter_than_a_sequence_is_refused(tmp_path):
+    options = {"policy": "packed", "tokenizer": SEPARATED, "validation_fraction": 0.0}
+    write(tmp_path / "s", separated([1, 1, 2], (), ()), length=7, **options)  # one whole sequence
+    with pytest.raises(InputError, match=r"train split has no whole sequence: .* than 9 tokens"):
+        write(tmp_path / "s", separated([1, 1, 2], (), ()), length=8, **options)
+
+
+def test_windows_of_separated_reviews_begin_and_end_with_the_separator(tmp_path):
+    options = {"tokenizer": SEPARATED, "validation_fraction": 0.0, "length": 30}
+    manifest = write(tmp_path / "s", separated([3, 30, 2], (1,), ()), **options)
+    made = rows(tmp_path / "s", "train", seed=None)
+    assert [len(row) for row in made] == [5, 31, 2, 4]
+    assert all(row[0] == row[-1] == SEPARATOR for row in (made[0], made[3]))
+    assert made[1][0] == made[2][-1] == SEPARATOR
+    assert manifest["splits"]["train"]["targets"] == 3 + 30 + 2 + 3
 
 
 def test_every_target_comes_once_through_the_dataset(tmp_path):
@@ -255,7 +322,9 @@ def test_a_corpus_that_is_too_small_leaves_the_old_sequences(tmp_path, held_out,
 @pytest.mark.parametrize("style", STYLES)
 def test_texts_without_spaces_are_told_so(tmp_path, style):
     ids, offsets = WordTokenizer(("", "[UNK]"), style).encode(pa.array(["这部电影很好看" * 99] * 3))
-    with pytest.raises(InputError, match=r"train split: .*\(3 of 3\) .*put spaces between"):
+    with pytest.raises(
+        InputError, match=r"train split: .*\(3 of 3\) .*choose groups.vocabulary=bpe"
+    ):
         write(tmp_path / "s", encoded(ids, offsets, []), validation_fraction=0.0)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.common.errors import InputError
-from minigpt.data import tokenizer
+from minigpt.data import interface, tokenizer
 from minigpt.data.text import STYLES, tokenise
 from minigpt.data.tokenizer import WordTokenizer
 
@@ -88,8 +88,9 @@ def test_the_number_of_pieces_changes_nothing(monkeypatch):
     ids, offsets = tokenizer.build(whole, 20, "spaced").encode(texts)
     long = sum(map(len, texts.to_pylist()[:2])) + 1  # two texts to a piece, and then one
     monkeypatch.setattr(tokenizer, "_PIECES_TO_ADD", 4)
-    for name, value in (("_PIECE", 3), ("_PIECE_BYTES", long), ("_PIECE_BYTES", 1)):
-        monkeypatch.setattr(tokenizer, name, value)
+    changes = ((interface, "_PIECE", 3), (tokenizer, "_PIECE_BYTES", long))
+    for module, name, value in (*changes, (tokenizer, "_PIECE_BYTES", 1)):
+        monkeypatch.setattr(module, name, value)
         assert tokenizer.count(texts, "spaced").equals(whole)
         batches = (texts[start : start + 8] for start in range(0, 50, 8))
         assert tokenizer.count(batches, "spaced").equals(whole)
@@ -100,7 +101,7 @@ def test_the_number_of_pieces_changes_nothing(monkeypatch):
 
 def test_a_piece_has_only_so_many_bytes():
     texts = pa.chunked_array([["a" * 25, "", "bb"], ["ccc", "dddd", "e" * 11, "f"]])
-    pieces = [piece.to_pylist() for piece in tokenizer._pieces(texts, 10)]
+    pieces = [piece.to_pylist() for piece in interface._pieces(texts, 10)]
     assert [text for piece in pieces for text in piece] == texts.to_pylist()
     assert [[len(text) for text in piece] for piece in pieces] == [[25, 0, 2, 3, 4], [11, 1]]
 
@@ -124,7 +125,7 @@ def test_nothing_to_count_is_an_error(texts, why):
 )
 def test_texts_without_spaces_are_told_so(caplog, text, told):
     tokenizer.count(pa.array([text] * 3), "spaced")
-    assert ("put some between the words" in caplog.text) == told
+    assert ("groups.vocabulary=bpe" in caplog.text) == told
 
 
 def test_build_never_lists_the_special_tokens_twice():

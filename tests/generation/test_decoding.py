@@ -11,7 +11,7 @@ from keras import ops
 
 from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
-from minigpt.data.tokenizer import WordTokenizer
+from minigpt.data.tokenizer import SEPARATOR, SEPARATOR_TOKEN, WordTokenizer
 from minigpt.generation.decoding import Generator
 from minigpt.generation.sampling import rounds
 from minigpt.model.network import MiniGPT
@@ -251,6 +251,36 @@ def test_a_stream_ends_with_what_a_call_returns(generator: Generator) -> None:
     written = generator.tokens(ids, sampling)
     for length, (text, _) in enumerate(shown, 1):
         assert text == WORDS.complete("This movie", written[0][:length])
+
+
+def ending(network: Any) -> Generator:
+    """A generator that takes the token with id 2 for the separator."""
+    tokens = (*TOKENS[:SEPARATOR], SEPARATOR_TOKEN, *TOKENS[SEPARATOR + 1 :])
+    return Generator(network, WordTokenizer(tokens, "words"))
+
+
+def test_a_text_ends_where_the_model_writes_the_separator(generator: Generator) -> None:
+    for seed in range(20):  # until some of the texts have the token that is to end them
+        sampling = sampled(26, seed=seed)
+        whole = lists(generator.tokens(prompts(), sampling))
+        if 0 < sum(SEPARATOR in text for text in whole) < len(whole):
+            break
+    found = ending(generator.network).written(prompts(), sampling)
+    assert {True, False} == {text.ended for text in found}
+    for text, expected in zip(found, whole, strict=True):
+        cut = expected.index(SEPARATOR) if SEPARATOR in expected else 26
+        assert text.ids.tolist() == expected[:cut]
+        assert (text.ended, text.final) == (cut < 26, True)
+
+
+def test_all_texts_have_ended(make_network: Any) -> None:
+    network = make_network(num_blocks=1, positions="rotary")
+    network.head[1].assign(np.where(np.arange(60) == SEPARATOR, 3.0, 0.0))
+    generator, sampling = ending(network), sampled(96, seed=1, repetition_penalty=5.0)
+    shown = list(generator.stream(["", "movie is"], sampling))
+    assert len(shown) < 96 and shown[-1] == generator(["", "movie is"], sampling)
+    assert SEPARATOR_TOKEN not in "".join(shown[-1]) and shown[-1][1].startswith("Movie is")
+    assert [text.ended for text in generator.continued(["", "movie is"], sampling)] == [True] * 2
 
 
 def test_the_first_token_is_streamed_before_another_is_computed(

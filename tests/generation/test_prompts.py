@@ -6,7 +6,8 @@ import pytest
 
 from minigpt.common.errors import InputError
 from minigpt.config import DEFAULT_PROMPTS
-from minigpt.data.tokenizer import WordTokenizer
+from minigpt.data.bpe import BytePairTokenizer
+from minigpt.data.tokenizer import SEPARATOR_TOKEN, SPECIAL_TOKENS, WordTokenizer
 from minigpt.generation import prompts
 
 WORDS = WordTokenizer(("", "[UNK]", "the", "film", "movie"), "spaced")
@@ -15,6 +16,15 @@ WORDS = WordTokenizer(("", "[UNK]", "the", "film", "movie"), "spaced")
 def test_a_prompt_is_encoded() -> None:
     rows = prompts.encode(WORDS, ["The film!", "movie zyx"])
     assert [row.tolist() for row in rows] == [[2, 3, 1], [4, 1]]
+
+
+def test_a_separator_stands_before_each_prompt_and_takes_an_empty_one() -> None:
+    words = WordTokenizer((*SPECIAL_TOKENS, SEPARATOR_TOKEN, "film"), "words")
+    rows = prompts.encode(words, ["Film <|endoftext|>", "", " \n"])
+    assert [row.tolist() for row in rows] == [[2, 3, 1, 1, 1, 1, 1], [2], [2]]
+    rows = prompts.encode(BytePairTokenizer(()), ["a<|endoftext|>", ""])
+    assert rows[0].tolist() == [0, *(byte + 1 for byte in b"a<|endoftext|>")]
+    assert rows[1].tolist() == [0]
 
 
 @pytest.mark.parametrize(

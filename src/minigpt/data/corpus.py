@@ -1,5 +1,6 @@
 """The corpus: one table of reviews, stored as Parquet, and its split into training and held out."""
 
+import bisect
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -113,6 +114,53 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     ):
         for batch in file.iter_batches(REVIEWS_AT_ONCE, columns=columns):
             yield batch.select(columns)
+
+
+def texts(path: Path, fraction: float, *, held_out: bool = False) -> Iterator[pa.Array]:
+    """Yields the texts of the reviews that are not held out, or of those that are, in batches.
+
+    Args:
+        path: The Parquet file.
+        fraction: The share that is held out; see `is_validation`.
+        held_out: Which of the two.
+    """
+    for batch in read_batches(path, ["id", "text"]):
+        is_held_out = is_validation(batch["id"], fraction)
+        yield batch["text"].filter(pa.array(is_held_out == held_out))
+
+
+def sample(path: Path, fraction: float, most_bytes: int) -> list[str]:
+    """Draws reviews that are not held out, by a hash of the id: adding reviews changes few of them.
+
+    Args:
+        path: The Parquet file.
+        fraction: The share that is held out; see `is_validation`.
+        most_bytes: Bytes of all texts, in UTF-8; the last one is cut.
+
+    Returns:
+        The texts, in the order of the hash.
+
+    Raises:
+        InputError: All reviews are held out.
+    """
+    drawn: list[tuple[bytes, bytes]] = []
+    size = 0
+    for batch in read_batches(path, ["id", "text"]):
+        kept = batch.filter(pa.array(~is_validation(batch["id"], fraction)))
+        for name, text in zip(*(column.to_pylist() for column in kept.columns), strict=True):
+            key = hashlib.blake2b(name.encode(), digest_size=8, person=b"sample").digest()
+            data = text.encode()[:most_bytes]
+            # The last ones in the order of the hash leave once enough others are there.
+            if size < most_bytes or key < drawn[-1][0]:
+                bisect.insort(drawn, (key, data))
+                size += len(data)
+            while size - len(drawn[-1][1]) >= most_bytes:
+                size -= len(drawn.pop()[1])
+    if not drawn:
+        raise InputError("all reviews are held out: lower sequences.validation_fraction")
+    last = len(drawn[-1][1]) - max(size - most_bytes, 0)
+    cut = [*(data for _, data in drawn[:-1]), drawn[-1][1][:last]]
+    return [data.decode("utf-8", "ignore") for data in cut]
 
 
 def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:

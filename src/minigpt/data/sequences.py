@@ -15,7 +15,7 @@ import pyarrow as pa
 from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import SequencesConfig
-from minigpt.data.tokenizer import UNKNOWN, Tokenizer
+from minigpt.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -32,7 +32,7 @@ Progress = Callable[[int, int | None], None]
 
 
 def windows(
-    ids: npt.NDArray[np.int32], offsets: Ints, length: int, policy: str
+    ids: npt.NDArray[np.int32], offsets: Ints, length: int, policy: str, closed: bool = False
 ) -> tuple[Ints, Ints, Ints]:
     """Cuts reviews into windows of at most length + 1 tokens, so at most `length` targets.
 
@@ -44,11 +44,13 @@ def windows(
         offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
         length: The context length in tokens.
         policy: "head" or "windows".
+        closed: Whether the token behind each review, which separates it from the next, is its last
+            target.
 
     Returns:
         (W,) each: where a window starts and where it stops in `ids`, and the index of its review.
     """
-    begins, ends = offsets[:-1], offsets[1:]
+    begins, ends = offsets[:-1], offsets[1:] + closed
     if policy == "head":
         each = np.ones(len(begins), np.int64)
     else:
@@ -59,12 +61,31 @@ def windows(
     return starts, np.minimum(starts + length + 1, ends[reviews]), reviews
 
 
+def documents(
+    ids: npt.NDArray[np.int32], offsets: Ints, separator: int | None
+) -> tuple[npt.NDArray[np.int32], Ints]:
+    """Puts the separator before each review, so that its first token is a target too.
+
+    Args:
+        ids: The token ids of all reviews in a row.
+        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
+        separator: What stands before a review; None: nothing.
+
+    Returns:
+        The same of the reviews with their separators.
+    """
+    if separator is None:
+        return ids, offsets
+    places = offsets[:-1]
+    return np.insert(ids, places, separator), offsets + np.arange(len(offsets))
+
+
 class Encoded(NamedTuple):
     """Consecutive reviews as token ids.
 
     Attributes:
         review_ids: (N,) strings.
-        ids: The token ids of all of them in a row.
+        ids: The token ids of all of them in a row, as `documents` returns them.
         offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
         held_out: (N,) true for reviews of the validation split.
     """
@@ -84,6 +105,10 @@ def write(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the windows of all reviews as shards of `tf.train.Example`, with a manifest.
+
+    The policy `packed` cuts all reviews of a split in a row, and leaves out what is no whole window
+    at the end. In each policy a window's first token is the last one of the window before it, and a
+    review ends with the separator of the next one, if there are separators.
 
     Read one after the other, the shards give the reviews in their order. The same reviews give the
     same bytes, however they are divided into batches. One batch is in memory while a thread makes
@@ -107,7 +132,7 @@ def write(
         "format": "TFRecord files of tf.train.Example",
         "features": {
             "tokens": f"int64 list: up to {config.length + 1} token ids, not padded",
-            "review": "bytes: the id of the review",
+            "review": "bytes: the id of the review in which the first token is",
             "start": "int64: the place of the first token in its review",
         },
         "length": config.length,
@@ -118,10 +143,10 @@ def write(
     }
     with files.replacing(directory) as fresh:
         fresh.mkdir()
-        splits, sizes = _write_splits(fresh, batches, config, progress)
+        splits, sizes = _write_splits(fresh, batches, config, tokenizer, progress)
         for split, counts in splits.items():
             if not counts["targets"] and (split == "train" or config.validation_fraction > 0):
-                raise _nothing_to_predict(split, splits, config.validation_fraction)
+                raise _nothing_to_predict(split, splits, config)
             number = config.shards if split == "train" else 1
             shards = _divide(fresh / split, sizes[split], number)
             manifest["splits"][split] = {**counts, "shards": shards}
@@ -133,14 +158,22 @@ def write(
 
 
 def _nothing_to_predict(
-    split: str, splits: dict[str, dict[str, int]], fraction: float
+    split: str, splits: dict[str, dict[str, int]], config: SequencesConfig
 ) -> InputError:
+    fraction = config.validation_fraction
     reviews = sum(counts["reviews"] for counts in splits.values())
-    if found := splits[split]["reviews"]:
+    found = splits[split]["reviews"]
+    if found and config.policy == "packed":
+        return InputError(
+            f"the {split} split has no whole sequence: its reviews ({found} of {reviews}) have "
+            f"fewer than {config.length + 1} tokens in a row; add texts, lower sequences.length "
+            "and model.context_length, or choose groups.sequences=windows"
+        )
+    if found:
         return InputError(
             f"nothing to predict in the {split} split: none of its reviews ({found} of {reviews}) "
             "has two tokens. Text is split at white space and punctuation, so one without spaces, "
-            "such as Chinese, is a single token: put spaces between its words"
+            "such as Chinese, is a single token: choose groups.vocabulary=bpe"
         )
     wrong = "nothing is held out" if split == "validation" else "nothing is left to train on"
     change = "raise" if split == "validation" else "lower"
@@ -154,7 +187,11 @@ def _nothing_to_predict(
 
 
 def _write_splits(
-    folder: Path, batches: Iterable[Encoded], config: SequencesConfig, progress: Progress | None
+    folder: Path,
+    batches: Iterable[Encoded],
+    config: SequencesConfig,
+    tokenizer: Tokenizer,
+    progress: Progress | None,
 ) -> tuple[dict[str, dict[str, int]], dict[str, "array[int]"]]:
     """Writes a file per split, since the size of a shard is known only once all are counted.
 
@@ -166,21 +203,38 @@ def _write_splits(
     counted = ("reviews", "sequences", "targets", "unknown_targets")
     splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
     sizes = {split: array("q") for split in SPLITS}
+    packed, separator = config.policy == "packed", tokenizer.separator
+    rests: dict[str, Encoded | None] = dict.fromkeys(SPLITS)
+
+    def write_windows(split: str, part: Encoded, found: tuple[Ints, Ints, Ints]) -> None:
+        for name, number in _count(part.ids, *found[:2], tokenizer.unknown).items():
+            splits[split][name] += number
+        for record in _examples(part, *found):
+            writers[split].write(record)
+            sizes[split].append(len(record) + _FRAME_BYTES)
+
     train, validation = (tf.io.TFRecordWriter(os.fspath(folder / split)) for split in SPLITS)
+    writers = dict(zip(SPLITS, (train, validation), strict=True))
     with train, validation:
         for batch in _ahead(batches):
-            found = windows(batch.ids, batch.offsets, config.length, config.policy)
-            for split, writer in (("train", train), ("validation", validation)):
-                of_split = batch.held_out == (split == "validation")
-                starts, stops, reviews = (column[of_split[found[2]]] for column in found)
-                splits[split]["reviews"] += int(of_split.sum())
-                for name, number in _count(batch.ids, starts, stops).items():
-                    splits[split][name] += number
-                for record in _examples(batch, starts, stops, reviews):
-                    writer.write(record)
-                    sizes[split].append(len(record) + _FRAME_BYTES)
+            for split in SPLITS:
+                part = _part(batch, batch.held_out == (split == "validation"))
+                splits[split]["reviews"] += len(part.review_ids)
+                if packed:
+                    part = _after(rests[split], part)
+                    found = _packed(part, config.length)
+                    rests[split] = _rest(part, int(found[1][-1]) - 1 if len(found[1]) else 0)
+                else:
+                    if closed := separator is not None:
+                        part = part._replace(ids=np.append(part.ids, separator))
+                    found = windows(part.ids, part.offsets, config.length, config.policy, closed)
+                write_windows(split, part, found)
             if progress:
                 progress(sum(map(len, sizes.values())), None)
+        for split, rest in rests.items():
+            if rest is not None and separator is not None:  # the last review ends like the others
+                ended = rest._replace(ids=np.append(rest.ids, separator))
+                write_windows(split, ended, _packed(ended, config.length))
     return splits, sizes
 
 
@@ -194,9 +248,46 @@ def _ahead(batches: Iterable[Encoded]) -> Iterator[Encoded]:
             yield batch
 
 
-def _count(ids: npt.NDArray[np.int32], starts: Ints, stops: Ints) -> dict[str, int]:
+def _part(batch: Encoded, which: npt.NDArray[np.bool_]) -> Encoded:
+    sizes = np.diff(batch.offsets)
+    return Encoded(
+        batch.review_ids.filter(pa.array(which)),
+        batch.ids[np.repeat(which, sizes)],
+        np.append(0, np.cumsum(sizes[which])),
+        batch.held_out[which],
+    )
+
+
+def _after(rest: Encoded | None, part: Encoded) -> Encoded:
+    """Returns reviews behind what is left of those before them."""
+    if rest is None:
+        return part
+    return Encoded(
+        pa.concat_arrays([rest.review_ids, part.review_ids]),
+        np.append(rest.ids, part.ids),
+        np.append(rest.offsets[:-1], part.offsets + len(rest.ids)),
+        np.append(rest.held_out, part.held_out),
+    )
+
+
+def _rest(part: Encoded, start: int) -> Encoded:
+    """Returns what is left from a place on; a review that began before has an offset below 0."""
+    first = max(int(part.offsets.searchsorted(start, "right")) - 1, 0)
+    offsets = part.offsets[first:] - start
+    return Encoded(part.review_ids[first:], part.ids[start:], offsets, part.held_out[first:])
+
+
+def _packed(part: Encoded, length: int) -> tuple[Ints, Ints, Ints]:
+    """Cuts reviews in a row into windows of length + 1 tokens; returns what `windows` does."""
+    starts = np.arange(max(len(part.ids) - 1, 0) // length) * length
+    return starts, starts + length + 1, part.offsets.searchsorted(starts, "right") - 1
+
+
+def _count(
+    ids: npt.NDArray[np.int32], starts: Ints, stops: Ints, unknown_id: int | None
+) -> dict[str, int]:
     targets = np.maximum(stops - starts - 1, 0)
-    unknown = np.flatnonzero(ids == UNKNOWN)
+    unknown = np.flatnonzero(ids == unknown_id)
     before = unknown.searchsorted([stops - targets, stops])
     return {
         "sequences": len(starts),

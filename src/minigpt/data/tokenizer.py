@@ -1,112 +1,36 @@
-"""Tokenizers: text as token ids and back. What all kinds share, and the kind of words."""
+"""Tokenizers: those of words, and what opens a stored tokenizer of any kind."""
 
-import abc
 import functools
-import hashlib
 import json
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minigpt.common import files
 from minigpt.common.errors import InputError
-from minigpt.data import text
+from minigpt.data import bpe, text
+from minigpt.data.interface import SETTINGS, VOCABULARY, Texts, Tokenizer, in_threads
 
 log = logging.getLogger(__name__)
 
 PADDING = 0
 UNKNOWN = 1
 SPECIAL_TOKENS = ("", "[UNK]")
+SEPARATOR = 2  # where there is one; no style makes a token of its text, which begins with a mark
+SEPARATOR_TOKEN = "<|endoftext|>"
 
-VOCABULARY = "vocabulary.txt"
-SETTINGS = "tokenizer.json"
-WORDS = "words"  # the kind of tokenizer
+WORDS = "words"  # the kind of tokenizer; the other is `bpe.KIND`
 
-# Texts per task: enough that starting one costs nothing, few enough for the processor's cache.
-_PIECE = 2000
 # An Arrow array of strings holds 2 GiB at most, and punctuation is set apart by up to two spaces.
 _PIECE_BYTES = 2**28
 _LONG_TOKEN_BYTES = 40  # on average; a word of English has 4, one of Hindi 13
 _PIECES_TO_ADD = 32  # counts of so many pieces are added up at once, since most words are in each
-
-Texts: TypeAlias = pa.Array | pa.ChunkedArray
-
-
-class Tokenizer(abc.ABC):
-    """Maps text to token ids and back.
-
-    Attributes:
-        padding: The id that fills short sequences, which no text has; None: they can't be filled.
-        unknown: The id of all tokens that are not known; None: there are none.
-        separator: The id that stands before each document, which no text has; None: nothing does.
-    """
-
-    padding: ClassVar[int | None]
-    unknown: ClassVar[int | None]
-    separator: int | None
-
-    @abc.abstractmethod
-    def __len__(self) -> int:
-        """Returns the number of ids."""
-
-    @abc.abstractmethod
-    def encode(self, texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """Encodes texts.
-
-        Args:
-            texts: (N,) strings.
-
-        Returns:
-            The ids of all texts in a row, and (N + 1,) offsets: the ids of text n are
-            `ids[offsets[n]:offsets[n + 1]]`.
-        """
-
-    @abc.abstractmethod
-    def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
-        """Returns a prompt with what was written after it, as readable text.
-
-        Args:
-            prompt: A text, which may be empty.
-            ids: What was written.
-            ended: Whether no more ids follow. Otherwise the bytes of a character that is not
-                complete are left out.
-        """
-
-    @property
-    @abc.abstractmethod
-    def settings(self) -> dict[str, Any]:
-        """What tokenizer.json holds."""
-
-    @property
-    @abc.abstractmethod
-    def vocabulary(self) -> bytes:
-        """What vocabulary.txt holds."""
-
-    def save(self, folder: Path) -> None:
-        """Writes the folder that `load` reads: vocabulary.txt and tokenizer.json."""
-        with files.replacing(folder) as beside:
-            beside.mkdir()
-            (beside / VOCABULARY).write_bytes(self.vocabulary)
-            (beside / SETTINGS).write_bytes(self._settings)
-
-    @functools.cached_property
-    def sha256(self) -> str:
-        """The SHA-256 of both files, one after the other, in hexadecimal."""
-        return hashlib.sha256(self._settings + self.vocabulary).hexdigest()
-
-    @property
-    def _settings(self) -> bytes:
-        return (json.dumps(self.settings, indent=2) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -114,7 +38,8 @@ class WordTokenizer(Tokenizer):
     """Splits text into words and marks, and looks them up.
 
     Attributes:
-        tokens: All tokens; the id of a token is its place. The first two are `SPECIAL_TOKENS`.
+        tokens: All tokens; the id of a token is its place. The first two are `SPECIAL_TOKENS`,
+            and the third is `SEPARATOR_TOKEN` if documents are separated.
         style: How text is split, one of `minigpt.data.text.STYLES`.
     """
 
@@ -123,10 +48,14 @@ class WordTokenizer(Tokenizer):
 
     padding = PADDING
     unknown = UNKNOWN
-    separator = None
+
+    @property
+    def separator(self) -> int | None:
+        """The id that stands before each document, if one does."""
+        return SEPARATOR if self.tokens[SEPARATOR : SEPARATOR + 1] == (SEPARATOR_TOKEN,) else None
 
     def __len__(self) -> int:
-        """Returns the number of tokens, padding and unknown included."""
+        """Returns the number of tokens, the special ones included."""
         return len(self.tokens)
 
     def split(self, texts: Texts) -> pa.ListArray:
@@ -180,8 +109,8 @@ class WordTokenizer(Tokenizer):
         return "".join(f"{token}\n" for token in self.tokens).encode()
 
 
-def load(folder: Path) -> WordTokenizer:
-    """Reads a folder that `Tokenizer.save` wrote.
+def load(folder: Path) -> Tokenizer:
+    """Reads a folder that `Tokenizer.save` wrote, of either kind.
 
     Raises:
         InputError: A file is missing or is not what `save` writes.
@@ -189,11 +118,13 @@ def load(folder: Path) -> WordTokenizer:
     path = folder / SETTINGS
     try:
         settings = json.loads(path.read_bytes())
-        known = [{"kind": WORDS, "style": style} for style in text.STYLES]
+        known = [{"kind": WORDS, "style": style} for style in text.STYLES] + [{"kind": bpe.KIND}]
         if settings not in known:
             raise ValueError(f"it holds {settings!r}, where one of {known} is known")
         path = folder / VOCABULARY
         data = path.read_bytes()
+        if settings["kind"] == bpe.KIND:
+            return bpe.parse(data)
         return WordTokenizer(_parse(data), settings["style"])
     except (FileNotFoundError, ValueError, RecursionError) as error:
         raise InputError(f"tokenizer {path}: {error}; make it again: dvc repro vocab") from error
@@ -259,7 +190,7 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
     if (mean := size / pc.sum(counts["count"]).as_py()) > _LONG_TOKEN_BYTES:
         log.warning(
             "a token has %.0f bytes on average: text is split at white space and punctuation, so "
-            "where a language has no spaces, such as Chinese, put some between the words",
+            "where a language has no spaces, such as Chinese, choose groups.vocabulary=bpe",
             mean,
         )
     return counts.sort_by([("count", "descending"), ("token", "descending")])
@@ -270,17 +201,19 @@ def _added(tables: list[pa.Table]) -> pa.Table:
     return counts.rename_columns(["token", "count"])
 
 
-def build(counts: pa.Table, max_tokens: int, style: str) -> WordTokenizer:
+def build(counts: pa.Table, max_tokens: int, style: str, separated: bool = False) -> WordTokenizer:
     """Builds the tokenizer of the most frequent tokens.
 
     Args:
         counts: What `count` returned.
-        max_tokens: The most tokens to keep, padding and unknown among them.
+        max_tokens: The most tokens to keep, the special ones among them.
         style: How the texts were split.
+        separated: Whether a separator stands before each document.
     """
+    special = (*SPECIAL_TOKENS, SEPARATOR_TOKEN) if separated else SPECIAL_TOKENS
     frequent = counts["token"].slice(0, max_tokens).to_pylist()
     learned = [token for token in frequent if token not in SPECIAL_TOKENS]
-    return WordTokenizer((*SPECIAL_TOKENS, *learned[: max_tokens - len(SPECIAL_TOKENS)]), style)
+    return WordTokenizer((*special, *learned[: max_tokens - len(special)]), style)
 
 
 def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float]:
@@ -292,7 +225,7 @@ def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float
 
     Returns:
         tokens: all tokens of the texts; types: the distinct ones; entries: those that the
-        tokenizer knows, padding and unknown included; unk_share: the share of all tokens, 0 to 1,
+        tokenizer knows, the special ones included; unk_share: the share of all tokens, 0 to 1,
         that are encoded as unknown.
     """
     learned = pa.array(tokenizer.tokens[len(SPECIAL_TOKENS) :], pa.string())
@@ -319,36 +252,3 @@ def unk_share(tokenizer: Tokenizer, texts: Iterable[Texts]) -> float:
         unknown += int(np.count_nonzero(ids == tokenizer.unknown))
         total += len(ids)
     return unknown / max(total, 1)
-
-
-def in_threads(
-    function: Callable[[pa.Array], Any], batches: Iterable[Texts], most_bytes: int
-) -> Iterator[Any]:
-    """Applies a function to a few texts at a time, in order.
-
-    Args:
-        function: Should release the interpreter lock, as Arrow does.
-        batches: Texts.
-        most_bytes: Bytes of the texts that are given at once, unless one text has more.
-    """
-    pieces = (piece for batch in batches for piece in _pieces(batch, most_bytes))
-    threads = os.cpu_count() or 1
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[Any]] = deque()
-        for piece in pieces:
-            waiting.append(pool.submit(function, piece))
-            if len(waiting) > 2 * threads:  # enough to keep all of them busy
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _pieces(texts: Texts, most_bytes: int) -> Iterator[Texts]:
-    ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
-    start = 0
-    while start < len(texts):
-        # The first text may be of any length.
-        most = ends[start] + most_bytes
-        stop = min(start + _PIECE, int(ends.searchsorted(most, side="right")))
-        yield texts.slice(start, stop - start)
-        start = stop

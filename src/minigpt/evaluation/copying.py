@@ -1,6 +1,7 @@
 """How much generated texts repeat the training reviews, each other and themselves.
 
-A text is a sequence of words or of their token ids: anything that compares equal for equal words.
+A text is a sequence of words or of their ids: anything that compares equal for equal words. Words
+are those of the style `words`, whatever the tokenizer of the model.
 """
 
 from collections import Counter
@@ -10,6 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+
+from minigpt.data import tokenizer
+from minigpt.data.tokenizer import Texts
 
 Text = Sequence[Hashable]
 
@@ -33,6 +38,31 @@ class Copy(NamedTuple):
     place: int
 
 
+class Reviews:
+    """The words of the training reviews.
+
+    Attributes:
+        index: Numbers all their words; any other word is [UNK].
+        ids: The numbers of the words of all reviews in a row.
+        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
+    """
+
+    def __init__(self, texts: Texts) -> None:
+        """Splits and numbers the words of (N,) training texts."""
+        counts = tokenizer.count(texts, "words")
+        self.index = tokenizer.build(counts, len(counts) + len(tokenizer.SPECIAL_TOKENS), "words")
+        self.ids, self.offsets = self.index.encode(texts)
+
+    def words_of(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+        """Returns the numbers of the words of texts."""
+        ids, offsets = self.index.encode(pa.array(texts, pa.string()))
+        return [ids[start:end] for start, end in pairwise(offsets.tolist())]
+
+    def longest_copies(self, texts: Sequence[npt.NDArray[np.int32]]) -> list[Copy]:
+        """Finds the longest run of words of each text that occurs in some review."""
+        return longest_copies(texts, self.ids, self.offsets, tokenizer.UNKNOWN)
+
+
 def longest_copies(
     texts: Sequence[npt.NDArray[np.int32]],
     ids: npt.NDArray[np.int32],
@@ -47,8 +77,8 @@ def longest_copies(
     3 s against 13.1 million tokens.
 
     Args:
-        texts: The token ids of each text, its prompt included.
-        ids: The token ids of the training reviews in a row.
+        texts: The ids of the words of each text, its prompt included.
+        ids: Those of the training reviews in a row.
         offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
         unknown: The id of [UNK], which may be any word and so equals nothing.
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minigpt.data import sequences
-from minigpt.data.tokenizer import PADDING, UNKNOWN, WordTokenizer
+from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer, WordTokenizer
 from minigpt.evaluation.baselines import spelling
 from minigpt.model import loss as cross_entropy
 from minigpt.model.network import MiniGPT
@@ -70,7 +70,7 @@ def digest(reviews: pa.Table) -> str:
     return found.hexdigest()
 
 
-def read(texts: pa.Array | pa.ChunkedArray, tokenizer: WordTokenizer, byte_nats: Floats) -> HeldOut:
+def read(texts: pa.Array | pa.ChunkedArray, tokenizer: Tokenizer, byte_nats: Floats) -> HeldOut:
     """Reads held-out reviews with the tokenizer of a model.
 
     Args:
@@ -78,12 +78,17 @@ def read(texts: pa.Array | pa.ChunkedArray, tokenizer: WordTokenizer, byte_nats:
         tokenizer: The model's.
         byte_nats: (256,), `baselines.byte_unigram` of the plain training texts.
     """
-    lists = tokenizer.split(texts)
-    tokens, offsets = lists.values, lists.offsets.to_numpy().astype(np.int64)
-    ids = tokenizer.ids(tokens)
+    bare, bounds = tokenizer.encode(texts)
+    ids, offsets = sequences.documents(bare, bounds, tokenizer.separator)
     first = np.zeros(len(ids), np.bool_)
     first[offsets[:-1][np.diff(offsets) > 0]] = True
-    spelled = tokens.filter(pa.array(first | (ids == UNKNOWN))).to_pylist()
+    lost = bare == tokenizer.unknown
+    if tokenizer.separator is None:
+        lost |= first
+    spelled: list[str] = []
+    if lost.any():  # of words, then
+        words = cast(WordTokenizer, tokenizer).split(texts)
+        spelled = words.values.filter(pa.array(lost)).to_pylist()
     size = pc.sum(pc.binary_length(plain(texts))).as_py()
     nats = float(spelling(spelled, byte_nats).sum())
     return HeldOut(ids, offsets, np.flatnonzero(~first), nats, size)
@@ -186,7 +191,7 @@ def model_figures(
 
 def measure(
     network: MiniGPT,
-    tokenizer: WordTokenizer,
+    tokenizer: Tokenizer,
     texts: pa.Array | pa.ChunkedArray,
     byte_nats: Floats,
     *,
@@ -225,18 +230,22 @@ def loss_by_position(losses: Floats, positions: Ints) -> list[dict[str, Any]]:
     ]
 
 
-def loss_by_band(reviews: HeldOut, losses: dict[str, Floats]) -> list[dict[str, Any]]:
+def loss_by_band(
+    reviews: HeldOut, losses: dict[str, Floats], special: int = 2
+) -> list[dict[str, Any]]:
     """Returns the mean loss on common and on rare words.
 
     Args:
         reviews: Reviews whose token ids are in the order of frequency.
         losses: Nats of each target, by the name of the column.
+        special: How many ids stand before that of the most frequent word.
 
     Returns:
         Rows of band (frequency ranks such as 1-10, or [UNK]), the columns and targets; a band
         without a target has no row.
     """
-    ranks = reviews.ids[reviews.targets] - UNKNOWN  # [UNK] is 0
+    ids = reviews.ids[reviews.targets]
+    ranks = np.where(ids == UNKNOWN, 0, ids - special + 1)
     bands = np.where(ranks == 0, len(BANDS) + 1, np.searchsorted(BANDS, ranks))
     firsts = [1, *(last + 1 for last in BANDS)]
     names = [f"{first}-{last}" for first, last in zip(firsts, BANDS, strict=False)]

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from minigpt.config import EvaluateConfig
-from minigpt.data.tokenizer import UNKNOWN
 from minigpt.evaluation import copying
-from minigpt.generation.decoding import Generator
+from minigpt.generation.decoding import Generator, Written
 from minigpt.generation.prompts import encode
 
 TEXTS_AT_ONCE = 64
@@ -22,13 +21,17 @@ class Sample(NamedTuple):
 
     Attributes:
         prompt: The prompt, as it was typed.
-        ids: The token ids of the prompt and of what was written after it.
-        written: The token ids of what was written.
-        copy: The longest run of words that `ids` shares with a training review.
+        text: The prompt with what was written after it.
+        ended: Whether the model has ended it.
+        words: The ids of the words of `text`, in the numbering of the training reviews.
+        written: Those of what was written.
+        copy: The longest run of words that the text shares with a training review.
     """
 
     prompt: str
-    ids: Ids
+    text: str
+    ended: bool
+    words: Ids
     written: Ids
     copy: copying.Copy
 
@@ -37,7 +40,7 @@ def write(
     generator: Generator,
     prompts: Sequence[str],
     config: EvaluateConfig,
-    train: tuple[Ids, npt.NDArray[np.int64]],
+    reviews: copying.Reviews,
     progress: Callable[[int, int | None], None] | None = None,
 ) -> list[Sample]:
     """Samples `config.reviews` texts, taking the prompts in turn, and looks for copied runs.
@@ -46,23 +49,28 @@ def write(
         generator: The model's.
         prompts: Texts with at least one token that the model knows.
         config: The section `evaluate`.
-        train: The token ids of the training reviews in a row, and (N + 1,) their offsets.
+        reviews: The words of the training reviews.
         progress: Called with the texts done and the texts in all.
     """
     encoded = encode(generator.tokenizer, prompts, "evaluate.prompts")
     turns = [i % len(prompts) for i in range(config.reviews)]
-    written: list[Ids] = []
+    written: list[Written] = []
     batches = -(-len(turns) // TEXTS_AT_ONCE)
     for batch in np.array_split(np.arange(len(turns)), batches):  # one or two compiled shapes
         # Row b of a call draws from (seed, b): with one seed every batch would repeat the first.
         sampling = config.model_copy(update={"seed": config.seed + int(batch[0])})
-        written.extend(generator.tokens([encoded[turns[i]] for i in batch], sampling))
+        written.extend(generator.written([encoded[turns[i]] for i in batch], sampling))
         if progress:
             progress(len(written), len(turns))
-    texts = [np.concatenate([encoded[i], text]) for i, text in zip(turns, written, strict=True)]
-    copies = copying.longest_copies(texts, *train, UNKNOWN)
     asked = [prompts[i] for i in turns]
-    return [Sample(*parts) for parts in zip(asked, texts, written, copies, strict=True)]
+    complete = generator.tokenizer.complete
+    texts = [complete(prompt, ids) for prompt, (ids, _, _) in zip(asked, written, strict=True)]
+    words = reviews.words_of(texts)
+    new = reviews.words_of([complete("", ids) for ids, _, _ in written])
+    ended = [text.ended for text in written]
+    copies = reviews.longest_copies(words)
+    parts = zip(asked, texts, ended, words, new, copies, strict=True)
+    return [Sample(*part) for part in parts]
 
 
 def count(samples: Sequence[Sample]) -> dict[str, float]:

@@ -2,8 +2,9 @@
 
 The prompts are read once (prefill). Each token after that costs one position, because the keys and
 values of earlier positions are cached, in a ring that a text may outgrow. A network with learned
-positions stops at its context. No token marks the end of a review: every text gets as many new
-tokens as are asked for, or fit.
+positions stops at its context. Where a separator stands before each document, a text ends when the
+model writes one; otherwise it gets as many new tokens as are asked for, or fit. The loop stops when
+all texts have ended.
 
 Shapes: B texts, P prompt columns, N new tokens, R uniform numbers per token, V words, H heads,
 K columns of the cache, D width of a head.
@@ -11,7 +12,7 @@ K columns of the cache, D width of a head.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -42,18 +43,28 @@ class DecodingLoop:
     They return the state:
         text: int32 (B, P + N), in each row the prompt, the new tokens, and padding.
         token: int32 (B,), the last token of each text.
+        ended: bool (B,), whether the model has ended each text; what it writes then counts for
+            nothing.
         cache: keys and values of each block, (B, H, K, D).
         matrices: of each block, see `Block.matrices`.
         head: kernel (C, V) and bias (V,) of the projection to words.
 
     Args:
         network: The model.
+        separator: The token that ends a text; None: nothing does.
         sampling: Which of the samplers are on; their values come with each call.
         jit_compile: Whether TensorFlow compiles with XLA. JAX always does.
     """
 
-    def __init__(self, network: MiniGPT, sampling: SamplingConfig, jit_compile: bool) -> None:
+    def __init__(
+        self,
+        network: MiniGPT,
+        separator: int | None,
+        sampling: SamplingConfig,
+        jit_compile: bool,
+    ) -> None:
         self.network, self.sampling = network, sampling
+        self.separator = -1 if separator is None else separator  # which no token is
         self.start = _compiled(self._start, network, jit_compile)
         self.go_on = _compiled(self._go_on, network, jit_compile)
 
@@ -67,26 +78,28 @@ class DecodingLoop:
         last = ops.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
         text = ops.concatenate([tokens, ops.zeros((batch, new), "int32")], axis=1)
         token, text = self._write(last, text, 0, state["head"], given)
-        return {**state, "token": token, "text": text}
+        return {**state, "token": token, "text": text, "ended": ops.equal(token, self.separator)}
 
     def _go_on(self, state: Any, given: dict[str, Any], step: Any, stop: Any) -> dict[str, Any]:
         """Writes tokens number `step` to `stop` - 1 of each text."""
         matrices, head = state["matrices"], state["head"]
         context, learned = self.network.config.context_length, self.network.config.positions
 
-        def write(step: Any, token: Any, text: Any, cache: Any) -> Any:
+        def write(step: Any, token: Any, text: Any, ended: Any, cache: Any) -> Any:
             positions = given["lengths"] + step - 1
             if learned == "learned":  # a text that is at its end waits for the others
                 positions = ops.minimum(positions, context - 1)
             hidden, cache = self.network.read(token[:, None], cache, positions, matrices)
-            return step + 1, *self._write(hidden[:, 0], text, step, head, given), cache
+            token, text = self._write(hidden[:, 0], text, step, head, given)
+            ended = ops.logical_or(ended, ops.equal(token, self.separator))
+            return step + 1, token, text, ended, cache
 
-        _, token, text, cache = ops.while_loop(
-            lambda step, *_: step < stop,
+        _, token, text, ended, cache = ops.while_loop(
+            lambda step, token, text, ended, cache: (step < stop) & ~ops.all(ended),
             write,
-            (step, state["token"], state["text"], state["cache"]),
+            (step, *(state[name] for name in ("token", "text", "ended", "cache"))),
         )
-        return {**state, "token": token, "text": text, "cache": cache}
+        return {**state, "token": token, "text": text, "ended": ended, "cache": cache}
 
     def _weights(self, banned: Any) -> dict[str, Any]:
         """Casts and reshapes the weights once for all tokens.
@@ -106,10 +119,36 @@ class DecodingLoop:
         batch, _, rounds = given["uniforms"].shape
         logits = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
         uniforms = ops.slice(given["uniforms"], (0, step, 0), (batch, 1, rounds))[:, 0]
-        tokens = next_tokens(logits, text, uniforms, self.sampling, given["knobs"])
+        tokens = next_tokens(logits, text, uniforms, self.sampling, given["knobs"], self.separator)
         columns = ops.arange(text.shape[1], dtype="int32")
         here = columns == given["lengths"][:, None] + step
         return tokens, ops.where(here, tokens[:, None], text)
+
+
+class Written(NamedTuple):
+    """What is written after a prompt.
+
+    Attributes:
+        ids: The new tokens, without the separator that ends them.
+        ended: Whether the model has ended the text.
+        final: Whether no more tokens follow, since the text has ended or has as many as it may.
+    """
+
+    ids: npt.NDArray[np.int32]
+    ended: bool
+    final: bool
+
+
+class Continued(NamedTuple):
+    """A prompt with its continuation.
+
+    Attributes:
+        text: Both, as readable text.
+        ended: Whether the model has ended the text.
+    """
+
+    text: str
+    ended: bool
 
 
 class Generator:
@@ -142,7 +181,7 @@ class Generator:
         Raises:
             InputError: There is no prompt, or one is empty, has no known word or does not fit.
         """
-        return next(self._texts(prompts, sampling, [sampling.max_tokens]))
+        return [text for text, _ in self.continued(prompts, sampling)]
 
     def stream(self, prompts: Sequence[str], sampling: SamplingConfig) -> Iterator[list[str]]:
         """Continues each prompt and yields the whole texts after every token.
@@ -166,6 +205,10 @@ class Generator:
     def tokens(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig
     ) -> list[npt.NDArray[np.int32]]:
+        """Continues each prompt, in token ids, as `written` does; returns the ids alone."""
+        return [text.ids for text in self.written(prompts, sampling)]
+
+    def written(self, prompts: Sequence[np.ndarray], sampling: SamplingConfig) -> list[Written]:
         """Continues each prompt, in token ids.
 
         Args:
@@ -173,13 +216,13 @@ class Generator:
             sampling: How the tokens are chosen. Text b draws its numbers from (seed, b) alone.
 
         Returns:
-            The new tokens of each text, `max_tokens` or as many as fit into the context of a
-            network with learned positions.
+            The new tokens of each text: up to the separator, else `max_tokens` or as many as fit
+            into the context of a network with learned positions.
 
         Raises:
             InputError: There is no prompt, or one does not fit.
         """
-        return next(self._written(prompts, sampling, [sampling.max_tokens]))[0]
+        return next(self._written(prompts, sampling, [sampling.max_tokens]))
 
     def check(self, prompts: Sequence[np.ndarray]) -> None:
         """Checks the length of prompts, given as token ids.
@@ -195,18 +238,29 @@ class Generator:
                 f"{config.context_length}: shorten it, or train with model.positions rotary"
             )
 
+    def continued(self, prompts: Sequence[str], sampling: SamplingConfig) -> list[Continued]:
+        """Continues each prompt, as a call does, and tells which texts have ended."""
+        rows = encode(self.tokenizer, prompts)
+        written = self.written(rows, sampling)
+        return [
+            Continued(self.tokenizer.complete(prompt, ids), ended)
+            for prompt, (ids, ended, _) in zip(prompts, written, strict=True)
+        ]
+
     def _texts(
         self, prompts: Sequence[str], sampling: SamplingConfig, stops: Iterable[int]
     ) -> Iterator[list[str]]:
         rows = encode(self.tokenizer, prompts)
-        for written, ended in self._written(rows, sampling, stops):
-            parts = zip(prompts, written, ended, strict=True)
-            yield [self.tokenizer.complete(*part) for part in parts]
+        for written in self._written(rows, sampling, stops):
+            yield [
+                self.tokenizer.complete(prompt, ids, final)
+                for prompt, (ids, _, final) in zip(prompts, written, strict=True)
+            ]
 
     def _written(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig, stops: Iterable[int]
-    ) -> Iterator[tuple[list[npt.NDArray[np.int32]], list[bool]]]:
-        """Yields the new tokens of each text up to each stop, and whether the text has ended."""
+    ) -> Iterator[list[Written]]:
+        """Yields what is written of each text up to each stop, until all have ended."""
         if not prompts:
             raise InputError("there is no prompt: give at least one")
         self.check(prompts)
@@ -240,15 +294,19 @@ class Generator:
                 limits = (ops.convert_to_tensor(number, "int32") for number in (done, stop))
                 state, done = loop.go_on(state, given, *limits), stop
             text = ops.convert_to_numpy(state["text"])
-            yield (
-                [
-                    row[length : length + min(stop, end)]
-                    for row, length, end in zip(text, lengths, ends, strict=True)
-                ],
-                (ends <= stop).tolist(),
-            )
-            if stop == longest:
+            rows = zip(text, lengths, ends, strict=True)
+            yield [
+                self._row(row[length : length + min(stop, end)], end) for row, length, end in rows
+            ]
+            if stop == longest or ops.all(state["ended"]):
                 return
+
+    def _row(self, ids: npt.NDArray[np.int32], end: int) -> Written:
+        """Returns what was written of a text that may have `end` tokens."""
+        ends = np.flatnonzero(ids == self.tokenizer.separator)
+        if len(ends):
+            return Written(ids[: ends[0]], True, True)
+        return Written(ids, False, len(ids) == end)
 
     def _ends(self, lengths: npt.NDArray[np.int32], asked: int) -> npt.NDArray[np.int32]:
         """Returns the number of tokens that are written after prompts of these lengths, (B,)."""
@@ -270,7 +328,9 @@ class Generator:
         s = sampling
         on = (s.greedy, s.top_k, s.top_p < 1, s.min_p > 0, s.repetition_penalty != 1)
         loop = self._loops.pop((*on, *shape), None)
-        self._loops[*on, *shape] = loop or DecodingLoop(self.network, s, self.jit_compile)
+        self._loops[*on, *shape] = loop or DecodingLoop(
+            self.network, self.tokenizer.separator, s, self.jit_compile
+        )
         if len(self._loops) > LOOPS_KEPT:
             del self._loops[next(iter(self._loops))]
         return self._loops[*on, *shape]

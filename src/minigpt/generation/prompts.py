@@ -26,21 +26,24 @@ def encode(
         key: Where they stand, for the message.
 
     Returns:
-        The token ids of each prompt.
+        The token ids of each prompt, behind the separator if the tokenizer has one.
 
     Raises:
-        InputError: There is no prompt, or one is empty or has no token that the model knows.
+        InputError: There is no prompt, one has no token that the model knows, or one is empty and
+            the tokenizer has no separator.
     """
     if not prompts:
         raise InputError(f"{key}: there is no prompt: give at least one")
     ids, offsets = tokenizer.encode(pa.array(prompts, pa.string()))
     rows = [ids[start:end] for start, end in pairwise(offsets)]
     for prompt, row in zip(prompts, rows, strict=True):
-        if len(row) == 0:
+        if len(row) == 0 and tokenizer.separator is None:
             raise InputError(f"{key} {prompt!r} is empty: write at least one word")
-        if np.all(row == tokenizer.unknown):
+        if len(row) and np.all(row == tokenizer.unknown):
             raise InputError(f"{key} {prompt!r} has no word that the model knows: use other words")
-    return rows
+    if tokenizer.separator is None:
+        return rows
+    return [np.insert(row, 0, tokenizer.separator) for row in rows]
 
 
 def known(tokenizer: Tokenizer, prompts: Sequence[str], key: str) -> list[str]:

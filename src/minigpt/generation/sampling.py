@@ -26,7 +26,12 @@ def rounds(sampling: SamplingConfig) -> int:
 
 
 def next_tokens(
-    logits: Any, text: Any, uniforms: Any, sampling: SamplingConfig, knobs: Mapping[str, Any]
+    logits: Any,
+    text: Any,
+    uniforms: Any,
+    sampling: SamplingConfig,
+    knobs: Mapping[str, Any],
+    separator: int = -1,
 ) -> Any:
     """Chooses the next token of each text.
 
@@ -37,12 +42,16 @@ def next_tokens(
         sampling: Which of the samplers are on.
         knobs: The values of `temperature`, `top_p`, `min_p` and `repetition_penalty`. As tensors,
             they change without another compilation.
+        separator: The token that the repetition penalty spares; -1: none.
 
     Returns:
         int32 (B,), token ids.
     """
     if sampling.repetition_penalty != 1:
-        logits = penalise(logits, text, knobs["repetition_penalty"])
+        penalised = penalise(logits, text, knobs["repetition_penalty"])
+        # It stands before each text: one that has to end is no repetition.
+        is_separator = ops.arange(logits.shape[1], dtype="int32") == separator
+        logits = ops.where(is_separator, logits, penalised)
     if sampling.greedy:
         return largest(logits, 1)[1][:, 0]
     return choose(

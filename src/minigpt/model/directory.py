@@ -20,7 +20,7 @@ from minigpt.common.errors import InputError
 from minigpt.common.validation import Section, validate
 from minigpt.config import ModelConfig, SequencesConfig, TrainConfig, VocabularyConfig
 from minigpt.data import tokenizer as tokenizers
-from minigpt.data.tokenizer import WordTokenizer
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.model.network import MiniGPT
 
 FORMAT = 2
@@ -54,7 +54,7 @@ class ModelDirectory:
     """
 
     network: MiniGPT
-    tokenizer: WordTokenizer
+    tokenizer: Tokenizer
     config: dict[str, Any]
     sha256: str
 
@@ -62,7 +62,7 @@ class ModelDirectory:
 def save(
     path: Path,
     network: MiniGPT,
-    tokenizer: WordTokenizer,
+    tokenizer: Tokenizer,
     sections: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Writes a model directory; equal weights give equal bytes.

@@ -1,7 +1,6 @@
 """Measures the model: model/ and data/reviews.parquet -> reports/evaluation.*, tables, charts."""
 
 import logging
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pyarrow as pa
 from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.data import corpus
-from minigpt.data.tokenizer import UNKNOWN, WordTokenizer
+from minigpt.data.text import tokenise
 from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
 from minigpt.evaluation.samples import Sample
 from minigpt.generation.decoding import Generator
@@ -40,7 +39,8 @@ def run() -> None:
     )
     generator = Generator(trained.network, trained.tokenizer)
     bar = progress.bar("evaluate: texts", "texts")
-    written = samples.write(generator, asked, settings.evaluate, train, bar)
+    reviews = copying.Reviews(learned["text"])
+    written = samples.write(generator, asked, settings.evaluate, reviews, bar)
     numbers = {
         **figures,
         "samples": samples.count(written),
@@ -56,12 +56,12 @@ def run() -> None:
     with files.replacing(paths.FIGURES) as beside:
         beside.mkdir()
         charts.draw_all(beside, losses, by_position, by_band)
-    rows = _rows(trained.tokenizer, learned, written)
+    rows = _rows(learned, written)
     files.write_json_lines(paths.EVALUATION_SAMPLES, rows)
 
     page = pages.losses(numbers, settings.evaluate.ngram_order) if read else ""
     page += pages.samples(numbers["samples"])
-    page += _copied(trained.tokenizer, learned, train, read, written)
+    page += _copied(reviews, learned, held, written)
     files.write_text(paths.EVALUATION_TEXT, page)
     for line in page.splitlines():
         log.info("%s", line)
@@ -100,7 +100,11 @@ def _measure(
     }
     columns = {"loss": losses, "unigram_loss": unigram, "kneser_ney_loss": ngrams}
     by_position = held_out.loss_by_position(losses, positions)
-    return read, figures, by_position, held_out.loss_by_band(read, columns)
+    tokenizer = trained.tokenizer
+    if tokenizer.unknown is None:  # the ids of bpe are in the order of learning, not of frequency
+        return read, figures, by_position, []
+    special = 2 + (tokenizer.separator is not None)
+    return read, figures, by_position, held_out.loss_by_band(read, columns, special)
 
 
 def _measured_on(
@@ -116,11 +120,12 @@ def _measured_on(
     }
 
 
-def _rows(tokenizer: WordTokenizer, learned: pa.Table, written: list[Sample]) -> Rows:
+def _rows(learned: pa.Table, written: list[Sample]) -> Rows:
     return [
         {
             "prompt": sample.prompt,
-            "text": tokenizer.complete("", sample.ids),
+            "text": sample.text,
+            "ended": sample.ended,
             "copied_run": sample.copy.words,
             "copied_from": learned["id"][sample.copy.review].as_py() if sample.copy.words else "",
         }
@@ -129,29 +134,29 @@ def _rows(tokenizer: WordTokenizer, learned: pa.Table, written: list[Sample]) ->
 
 
 def _copied(
-    tokenizer: WordTokenizer,
-    learned: pa.Table,
-    train: Encoded,
-    read: held_out.HeldOut | None,
-    written: list[Sample],
+    reviews: copying.Reviews, learned: pa.Table, held: pa.Table, written: list[Sample]
 ) -> str:
     """The part of the page on copied runs."""
     page = "Longest run of words that stands in a training review too\n"
     page += pages.runs("texts of the model", [sample.copy.words for sample in written])
-    if read:  # how much people share without copying
-        size = len(written[0].ids)
-        cut = [read.ids[a : min(a + size, b)] for a, b in pairwise(read.offsets)][: len(written)]
-        others = copying.longest_copies(cut, *train, UNKNOWN)
-        name = "held-out reviews, cut to the same length"
+    if len(held):  # how much people share without copying
+        theirs = reviews.words_of(held["text"][: len(written)].to_pylist())
+        cut = [words[: len(s.words)] for words, s in zip(theirs, written, strict=False)]
+        others = reviews.longest_copies(cut)
+        name = "held-out reviews, cut to the same lengths"
         page += pages.runs(name, [copy.words for copy in others])
     longest = max(written, key=lambda sample: sample.copy.words)
     copy = longest.copy
     if copy.words:
-        review = learned.slice(copy.review, 1)
-        source = tokenizer.split(review["text"])[0].as_py()
+        source = learned.slice(copy.review, 1)
         page += pages.copied(
-            pages.Passage(tokenizer.decode(longest.ids), copy.start, copy.words),
-            pages.Passage(source, copy.place, copy.words),
-            review["id"][0].as_py(),
+            pages.Passage(_words(longest.text), copy.start, copy.words),
+            pages.Passage(_words(source["text"][0].as_py()), copy.place, copy.words),
+            source["id"][0].as_py(),
         )
     return page
+
+
+def _words(text: str) -> list[str]:
+    words: list[str] = tokenise(pa.array([text]), "words").values.to_pylist()
+    return words

@@ -24,14 +24,16 @@ def run() -> None:
         for prompt in known(trained.tokenizer, sampling.prompts, "sample.prompts")
         for _ in range(sampling.reviews_per_prompt)
     ]
-    texts = Generator(trained.network, trained.tokenizer)(prompts, sampling)
+    texts = Generator(trained.network, trained.tokenizer).continued(prompts, sampling)
 
     chosen = sampling.model_dump(mode="json", include=set(SamplingConfig.model_fields))
     rows = [
-        {"prompt": prompt, "text": text, **chosen, "model": trained.sha256}
-        for prompt, text in zip(prompts, texts, strict=True)
+        {"prompt": prompt, "text": text, "ended": ended, **chosen, "model": trained.sha256}
+        for prompt, (text, ended) in zip(prompts, texts, strict=True)
     ]
     files.write_json_lines(paths.SAMPLES, rows)
-    files.write_text(paths.SAMPLES_TEXT, "\n\n".join(texts) + "\n")
+    unfinished = " [...]" if trained.tokenizer.separator is not None else ""
+    shown = [text if ended else text + unfinished for text, ended in texts]
+    files.write_text(paths.SAMPLES_TEXT, "\n\n".join(shown) + "\n")
     log.info("%s reviews in %s", len(texts), paths.SAMPLES_TEXT)
     Mirror(Path.cwd(), settings).send()

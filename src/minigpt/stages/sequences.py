@@ -18,7 +18,7 @@ def run() -> None:
     encoded = (
         sequences.Encoded(
             batch["id"],
-            *encoder.encode(batch["text"]),
+            *sequences.documents(*encoder.encode(batch["text"]), encoder.separator),
             corpus.is_validation(batch["id"], settings.validation_fraction),
         )
         for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])

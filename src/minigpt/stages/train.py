@@ -49,7 +49,7 @@ def run() -> None:
     generator = Generator(network, words)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
         generator.check(prompts.encode(words, texts))
-    trainer = make_trainer(network, settings.train, steps)
+    trainer = make_trainer(network, words, settings.train, steps)
     training = _identity(settings, manifest, network)
     checkpoints = Checkpoints(
         paths.CHECKPOINTS, training, settings.checkpointing.resume, _recorded_run()
@@ -60,8 +60,11 @@ def run() -> None:
     mirror = Mirror(Path.cwd(), settings)
 
     def write_texts() -> list[dict[str, Any]]:
-        texts = generator(asked["preview"], settings.preview)
-        return [{"prompt": p, "text": t} for p, t in zip(asked["preview"], texts, strict=True)]
+        texts = generator.continued(asked["preview"], settings.preview)
+        return [
+            {"prompt": prompt, "text": text, "ended": ended}
+            for prompt, (text, ended) in zip(asked["preview"], texts, strict=True)
+        ]
 
     def report() -> None:
         _write_reports(checkpoints, facts, steps)
@@ -187,13 +190,21 @@ def make_network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT
     )
 
 
-def make_trainer(network: MiniGPT, train: config.TrainConfig, steps: int) -> fit.LossModel:
+def make_trainer(
+    network: MiniGPT, words: tokenizer.Tokenizer, train: config.TrainConfig, steps: int
+) -> fit.LossModel:
     """Wraps a network for a training of `train.epochs` times `steps`."""
     # On JAX, Keras without jit_compile runs each operation by itself, 25 times slower.
     jit_compile = train.jit_compile or keras.backend.backend() == "jax"
     if not jit_compile:  # with XLA, TensorFlow would silently leave this out
         tensorflow.config.experimental.enable_op_determinism()
-    trainer = fit.LossModel(network, padded=train.loss == "padded", batch_size=train.batch_size)
+    trainer = fit.LossModel(
+        network,
+        padded=train.loss == "padded",
+        batch_size=train.batch_size,
+        padding=words.padding,
+        unknown=words.unknown,
+    )
     optimizer = optimizers.make(train, total_steps=train.epochs * steps)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
     return trainer

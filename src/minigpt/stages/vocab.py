@@ -1,33 +1,33 @@
 """Builds the tokenizer: data/reviews.parquet -> data/tokenizer/."""
 
 import logging
-from collections.abc import Iterator
-
-import pyarrow as pa
 
 from minigpt import config
 from minigpt.common import files, paths
-from minigpt.data import corpus, tokenizer
+from minigpt.data import bpe, corpus, tokenizer
 
 log = logging.getLogger(__name__)
 
 
 def run() -> None:
-    """Counts the tokens of the training reviews and keeps the most frequent ones."""
+    """Learns the tokenizer from the training reviews."""
     settings = config.load(paths.RESOLVED)
-    fraction = settings.sequences.validation_fraction
-    counts = tokenizer.count(_texts(fraction, held_out=False), settings.vocabulary.style)
-    built = tokenizer.build(counts, settings.vocabulary.max_tokens, settings.vocabulary.style)
-    built.save(paths.TOKENIZER)
-    metrics = tokenizer.metrics(built, counts)
-    if fraction:
-        share = tokenizer.unk_share(built, _texts(fraction, held_out=True))
-        metrics["held_out_unk_share"] = share
+    chosen, fraction = settings.vocabulary, settings.sequences.validation_fraction
+    if chosen.style == "bpe":
+        sample = corpus.sample(paths.REVIEWS, fraction, chosen.sample_bytes)
+        size = sum(len(text.encode()) for text in sample)
+        log.info("learning from %s bytes of %s reviews", f"{size:,}", f"{len(sample):,}")
+        learned = bpe.train(sample, chosen.max_tokens)
+        learned.save(paths.TOKENIZER)
+        metrics = bpe.metrics(learned, sample)
+    else:
+        counts = tokenizer.count(corpus.texts(paths.REVIEWS, fraction), chosen.style)
+        separated = chosen.style == "words" and settings.sequences.policy != "head"
+        built = tokenizer.build(counts, chosen.max_tokens, chosen.style, separated)
+        built.save(paths.TOKENIZER)
+        metrics = tokenizer.metrics(built, counts)
+        if fraction:
+            held = corpus.texts(paths.REVIEWS, fraction, held_out=True)
+            metrics["held_out_unk_share"] = tokenizer.unk_share(built, held)
     files.write_json(paths.VOCABULARY_METRICS, metrics)
     log.info("%s: %s", paths.TOKENIZER, metrics)
-
-
-def _texts(fraction: float, *, held_out: bool) -> Iterator[pa.Array]:
-    for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"]):
-        is_held_out = corpus.is_validation(batch["id"], fraction)
-        yield batch["text"].filter(pa.array(is_held_out == held_out))

@@ -29,11 +29,20 @@ class LossModel(keras.Model):
         network: The model to train.
         padded: Whether to train the published loss instead of the mean over real tokens.
         batch_size: Sequences in a step.
+        padding: The id of targets that are not real; None: all are.
+        unknown: The id of [UNK]; None: there is none.
     """
 
-    def __init__(self, network: MiniGPT, padded: bool, batch_size: int = 128) -> None:
+    def __init__(
+        self,
+        network: MiniGPT,
+        padded: bool,
+        batch_size: int = 128,
+        padding: int | None = PADDING,
+        unknown: int | None = UNKNOWN,
+    ) -> None:
         super().__init__()
-        self.batch_size = batch_size
+        self.batch_size, self.padding, self.unknown = batch_size, padding, unknown
         self.network = network
         self.padded = padded
         names = ("loss", "seed_loss", "unk_share")
@@ -52,7 +61,7 @@ class LossModel(keras.Model):
         training: bool = True,
     ) -> Any:
         """Returns the trained mean of a batch; Keras's train and test steps call it."""
-        real = ops.cast(ops.not_equal(y, PADDING), "float32")
+        real = 1 - _are(y, self.padding)
         tokens, positions = ops.sum(real), ops.cast(ops.size(y), "float32")
         counted = ops.maximum(tokens, 1.0)
         trained, observed = real / counted, ops.ones_like(real) / positions
@@ -68,7 +77,7 @@ class LossModel(keras.Model):
             losses, _ = cross_entropy.token_losses(y_pred, kernel, bias, y)
             sums = ops.stack([ops.sum(losses * trained), ops.sum(losses * observed)])
         loss, seed_loss = (sums[1], sums[0]) if self.padded else (sums[0], sums[1])
-        unknown = ops.sum(ops.cast(ops.equal(y, UNKNOWN), "float32"))
+        unknown = ops.sum(_are(y, self.unknown))
         self.trackers["loss"].update_state(loss, sample_weight=tokens)
         self.trackers["seed_loss"].update_state(seed_loss, sample_weight=positions)
         self.trackers["unk_share"].update_state(unknown / counted, sample_weight=tokens)
@@ -78,6 +87,10 @@ class LossModel(keras.Model):
     def metrics(self) -> list[keras.metrics.Metric]:
         """The metrics of a step, in place of Keras's own mean over batches."""
         return list(self.trackers.values())
+
+
+def _are(tokens: Any, which: int | None) -> Any:
+    return ops.cast(ops.equal(tokens, -1 if which is None else which), "float32")
 
 
 class Stop:
