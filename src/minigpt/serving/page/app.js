@@ -22,7 +22,6 @@ const STATES = {
   away: "The server is away. This page looks for it every two seconds, and keeps your texts.",
   locked: "The server asks for a key.",
 };
-const PADDING = "(end of text)"; // the name of the token that has none
 const MOST_SURPRISING = Math.log(1e-4);
 
 const AWAY_S = 2;
@@ -296,7 +295,7 @@ class Panel {
       const row = document.createElement("tr");
       const name = document.createElement("th");
       name.scope = "row";
-      name.textContent = token || PADDING;
+      name.textContent = visible(token);
       const share = document.createElement("td");
       share.textContent = percent.format(Math.exp(logprob));
       share.style.setProperty("--share", Math.exp(logprob));
@@ -307,10 +306,16 @@ class Panel {
     this.rows.replaceChildren(...rows);
     this.hint.hidden = true;
     this.where.textContent = `${index + 1} of ${this.tokens.length}`;
-    const words = ranked.map(([token, logprob]) => `${token || PADDING} ${percent.format(Math.exp(logprob))}`);
+    const words = ranked.map(([token, logprob]) => `${visible(token)} ${percent.format(Math.exp(logprob))}`);
     this.place.value = index;
-    this.place.ariaValueText = `${chosen}. Weighed: ${words.join(", ")}`;
+    this.place.ariaValueText = `${visible(chosen)}. Weighed: ${words.join(", ")}`;
   }
+}
+
+/** Returns the name of a token, which may be none, or nothing but white space. */
+function visible(token) {
+  if (!token) return "(end of text)";
+  return token.trim() ? token : JSON.stringify(token);
 }
 
 function facts({ alias, figures }) {
