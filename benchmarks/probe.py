@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pyarrow as pa
 import yaml
@@ -26,6 +25,10 @@ from benchmarks.measure import PROJECT, SHARED
 from minigpt import composition, config
 from minigpt.common import backend, paths
 from minigpt.data import corpus, sequences, tokenizer
+
+backend.choose()
+with backend.silenced():
+    import keras
 
 BYTES_PER_TOKEN = 4.6  # of the reviews, split into words
 
@@ -38,7 +41,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     parser.add_argument("--archive", type=Path, default=SHARED / "data/aclImdb_v1.tar.gz")
     args = parser.parse_intermixed_args()
-    backend.choose()
     chosen = compose(args.settings)
     os.chdir(prepared(chosen, args.archive, args.tokens))
     for seed in args.seeds:
