@@ -12,9 +12,9 @@ def sampled(max_tokens: int, **knobs: Any) -> SamplingConfig:
 
 
 def distribution(logits: np.ndarray, s: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens in the order in which they are drawn, and the probability of each."""
+    """The tokens that are kept, in the order of their ids, and the probability of each."""
     scaled = logits.astype("float64") / s.temperature
-    ids = np.argsort(-scaled, kind="stable")[: s.top_k] if s.top_k else np.arange(len(scaled))
+    ids = np.sort(np.argsort(-scaled, kind="stable")[: s.top_k or None])
     p = np.exp(scaled[ids] - scaled[ids].max())
     p /= p.sum()
     above = np.array([p[p > share].sum() for share in p])

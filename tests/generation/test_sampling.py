@@ -1,6 +1,5 @@
 """The samplers against distributions in float64."""
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -20,18 +19,12 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(scope="module")
 def choose(compiled: Any) -> Any:
-    @functools.cache
-    def function(top_k: int, has_top_p: bool, has_min_p: bool) -> Any:
-        def call(logits: Any, uniforms: Any, temperature: Any, top_p: Any, min_p: Any) -> Any:
-            cuts = (top_p if has_top_p else None, min_p if has_min_p else None)
-            return samplers.choose(logits, uniforms, temperature, top_k, *cuts)
-
-        return compiled(call)
+    function = compiled(samplers.choose)
 
     def choose(logits: np.ndarray, uniforms: np.ndarray, s: SamplingConfig) -> np.ndarray:
-        knobs = (np.float32(knob) for knob in (s.temperature, s.top_p, s.min_p))
-        call = function(s.top_k, s.top_p < 1, s.min_p > 0)
-        return ops.convert_to_numpy(call(logits.astype("float32"), uniforms, *knobs))
+        knobs = samplers.knobs([s] * len(logits))
+        del knobs["repetition_penalty"]
+        return ops.convert_to_numpy(function(logits.astype("float32"), uniforms, **knobs))
 
     return choose
 
@@ -173,10 +166,43 @@ def test_the_largest_are_those_of_a_stable_sort(compiled: Any, words: int, k: in
 def test_the_penalty_makes_what_was_written_less_probable(compiled: Any) -> None:
     logits = np.array([[3, -2, 0, -np.inf, 1], [4, 4, -4, 2, -np.inf]], "float32")
     text = np.array([[0, 1, 1, 3, 0, 1], [2, 2, 2, 2, 2, 4]], "int32")
-    found = ops.convert_to_numpy(compiled(samplers.penalise)(logits, text, np.float32(1.25)))
+    found = ops.convert_to_numpy(
+        compiled(samplers.penalise)(logits, text, np.full((2, 1), 1.25, "float32"))
+    )
     expected = logits.copy()
     for row, seen in enumerate(text):
         for token in set(seen.tolist()):
             score = logits[row, token]
             expected[row, token] = score / 1.25 if score > 0 else score * 1.25
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_each_row_has_settings_of_its_own(compiled: Any) -> None:
+    """A row is drawn as if it were alone, whatever the others ask for."""
+    settings = [
+        {},
+        {"temperature": 0},
+        {"top_k": 3},
+        {"top_k": 1},
+        {"top_k": 100, "top_p": 0.9},
+        {"top_k": 5000},
+        {"temperature": 1.5, "top_p": 0.3},
+        {"min_p": 0.2, "repetition_penalty": 3.0},
+        {"top_p": 0.8, "top_k": 50, "min_p": 0.1, "temperature": 0.7, "repetition_penalty": 1.2},
+    ]
+    rows = [sampled(1, **each) for each in settings]
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (len(rows), 2000)).astype("float32")
+    text = rng.integers(0, 2000, (len(rows), 30)).astype("int32")
+    numbers = rng.random((40, len(rows), ROUNDS), "float32")
+    function = compiled(samplers.next_tokens)
+
+    def chosen(number: int, these: slice) -> list[int]:
+        given = logits[these], text[these], numbers[number, these]
+        return ops.convert_to_numpy(function(*given, samplers.knobs(rows[these]))).tolist()
+
+    together = [chosen(number, slice(None)) for number in range(len(numbers))]
+    for row in range(len(rows)):
+        alone = [chosen(number, slice(row, row + 1))[0] for number in range(len(numbers))]
+        assert [each[row] for each in together] == alone
+        assert len(set(alone)) == 1 if row in (1, 3) else len(set(alone)) > 1

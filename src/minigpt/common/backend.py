@@ -69,6 +69,7 @@ def quiet() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     for name in ("jax", "matplotlib"):  # they report on missing hardware, and on a new font cache
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new shape of a text
 
 
 @contextlib.contextmanager

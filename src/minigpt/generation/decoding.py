@@ -23,7 +23,7 @@ from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.generation.prompts import encode
-from minigpt.generation.sampling import next_tokens, rounds
+from minigpt.generation.sampling import knobs, next_tokens, uniforms
 from minigpt.model.network import MiniGPT, ring
 
 log = logging.getLogger(__name__)
@@ -33,13 +33,13 @@ LOOPS_KEPT = 16  # compiled loops; bounds the memory of a server that is asked f
 
 
 class DecodingLoop:
-    """The compiled functions for one shape and one combination of samplers.
+    """The compiled functions for one shape.
 
     `start` and `go_on` take `given`, which is constant while the texts are written:
         lengths: int32 (B,), tokens of each prompt.
         uniforms: float32 (B, N, R).
         banned: float32 (V,), -inf where a word must not be written, else 0.
-        knobs: the values of the samplers, see `sampling.next_tokens`.
+        knobs: the values of the samplers, see `sampling.knobs`.
     They return the state:
         text: int32 (B, P + N), in each row the prompt, the new tokens, and padding.
         token: int32 (B,), the last token of each text.
@@ -52,21 +52,14 @@ class DecodingLoop:
     Args:
         network: The model.
         separator: The token that ends a text; None: nothing does.
-        sampling: Which of the samplers are on; their values come with each call.
         jit_compile: Whether TensorFlow compiles with XLA. JAX always does.
     """
 
-    def __init__(
-        self,
-        network: MiniGPT,
-        separator: int | None,
-        sampling: SamplingConfig,
-        jit_compile: bool,
-    ) -> None:
-        self.network, self.sampling = network, sampling
+    def __init__(self, network: MiniGPT, separator: int | None, jit_compile: bool) -> None:
+        self.network = network
         self.separator = -1 if separator is None else separator  # which no token is
-        self.start = _compiled(self._start, network, jit_compile)
-        self.go_on = _compiled(self._go_on, network, jit_compile)
+        self.start = compiled(self._start, network, jit_compile)
+        self.go_on = compiled(self._go_on, network, jit_compile)
 
     def _start(self, tokens: Any, given: dict[str, Any]) -> dict[str, Any]:
         """Reads the prompts, int32 (B, P), and writes the first token after each."""
@@ -119,7 +112,7 @@ class DecodingLoop:
         batch, _, rounds = given["uniforms"].shape
         logits = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
         uniforms = ops.slice(given["uniforms"], (0, step, 0), (batch, 1, rounds))[:, 0]
-        tokens = next_tokens(logits, text, uniforms, self.sampling, given["knobs"], self.separator)
+        tokens = next_tokens(logits, text, uniforms, given["knobs"], self.separator)
         columns = ops.arange(text.shape[1], dtype="int32")
         here = columns == given["lengths"][:, None] + step
         return tokens, ops.where(here, tokens[:, None], text)
@@ -271,22 +264,23 @@ class Generator:
         longest = int(ends.max())
         columns = min(_padded(int(lengths.max())), config.context_length)
         tokens = np.stack([np.pad(p, (0, columns - len(p))) for p in kept])
-        shape = _padded(longest), rounds(sampling)
-        rngs = [np.random.default_rng([sampling.seed, row]) for row in range(len(kept))]
+        drawn = [uniforms(sampling, row, _padded(longest)) for row in range(len(kept))]
         banned = np.zeros(config.vocabulary_size, "float32")
         unknown = None if sampling.allow_unknown else self.tokenizer.unknown
         for never in (self.tokenizer.padding, unknown):
             if never is not None:
                 banned[never] = -np.inf
         banned[len(self.tokenizer) :] = -np.inf  # rows of the head that no token has
-        knobs = ("temperature", "top_p", "min_p", "repetition_penalty")
         given = {
             "lengths": ops.convert_to_tensor(lengths),
-            "uniforms": ops.convert_to_tensor(np.stack([r.random(shape, "float32") for r in rngs])),
+            "uniforms": ops.convert_to_tensor(np.stack(drawn)),
             "banned": ops.convert_to_tensor(banned),
-            "knobs": {k: ops.convert_to_tensor(getattr(sampling, k), "float32") for k in knobs},
+            "knobs": {
+                name: ops.convert_to_tensor(values)
+                for name, values in knobs([sampling] * len(kept)).items()
+            },
         }
-        loop = self._loop(sampling, (*tokens.shape, shape[0]))
+        loop = self._loop((*tokens.shape, *drawn[0].shape))
         state, done = loop.start(ops.convert_to_tensor(tokens), given), 1
         for stop in stops:
             stop = min(stop, longest)
@@ -323,24 +317,22 @@ class Generator:
             )
         return ends
 
-    def _loop(self, sampling: SamplingConfig, shape: tuple[int, ...]) -> DecodingLoop:
+    def _loop(self, shape: tuple[int, ...]) -> DecodingLoop:
         """Returns the loop for a shape; drops the one that was used longest ago."""
-        s = sampling
-        on = (s.greedy, s.top_k, s.top_p < 1, s.min_p > 0, s.repetition_penalty != 1)
-        loop = self._loops.pop((*on, *shape), None)
-        self._loops[*on, *shape] = loop or DecodingLoop(
-            self.network, self.tokenizer.separator, s, self.jit_compile
+        loop = self._loops.pop(shape, None)
+        self._loops[shape] = loop or DecodingLoop(
+            self.network, self.tokenizer.separator, self.jit_compile
         )
         if len(self._loops) > LOOPS_KEPT:
             del self._loops[next(iter(self._loops))]
-        return self._loops[*on, *shape]
+        return self._loops[shape]
 
 
 def _padded(length: int) -> int:
     return -(-length // STEP) * STEP
 
 
-def _compiled(
+def compiled(
     function: Callable[..., Any], network: MiniGPT, jit_compile: bool
 ) -> Callable[..., Any]:
     """Compiles a function of tensors. Each call reads the weights that the network then has."""

@@ -1,14 +1,16 @@
 """Samplers: how the next token is chosen, as pure functions of `keras.ops`.
 
-No function sorts the vocabulary or sums along all of it, which would take longer than the model.
-They work in blocks of words instead, with the same result.
+No function sorts the vocabulary (but for a very large top_k) or sums along all of it, which would
+take longer than the model. They work in blocks of words instead, with the same result.
 
 Shapes: B texts, L tokens of a text so far, V words, R rounds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from minigpt.config import SamplingConfig
@@ -19,49 +21,80 @@ BLOCK = 32  # words; near the square root of V / top_k, where both stages cost t
 # for a top_p of 0.1 or more the probability that more rounds are needed is below 1e-8.
 ROUNDS = 16
 
+USUAL_TOP_K = 64  # up to it, the largest logits are found without sorting all of them
+KNOBS = {
+    "temperature": "float32",
+    "top_k": "int32",
+    "top_p": "float32",
+    "min_p": "float32",
+    "repetition_penalty": "float32",
+}
+
 
 def rounds(sampling: SamplingConfig) -> int:
     """Returns R, the number of uniform numbers that one token may need."""
     return ROUNDS if sampling.top_p < 1 else 1
 
 
+def uniforms(sampling: SamplingConfig, row: int, count: int) -> npt.NDArray[np.float32]:
+    """Returns the numbers that a text is drawn with, (count, R) in [0, 1).
+
+    Args:
+        sampling: Its seed, and with it the row, decides the numbers.
+        row: Of the text among those that are written with this seed.
+        count: The number of tokens; more tokens begin with the same numbers.
+    """
+    rng = np.random.default_rng([sampling.seed, row])
+    return rng.random((count, rounds(sampling)), "float32")
+
+
+def knobs(rows: Sequence[SamplingConfig]) -> dict[str, npt.NDArray[Any]]:
+    """Returns the values of each row's samplers as `next_tokens` takes them, (B, 1) each."""
+    return {
+        name: np.array([[getattr(row, name)] for row in rows], dtype)
+        for name, dtype in KNOBS.items()
+    }
+
+
 def next_tokens(
-    logits: Any,
-    text: Any,
-    uniforms: Any,
-    sampling: SamplingConfig,
-    knobs: Mapping[str, Any],
-    separator: int = -1,
+    logits: Any, text: Any, uniforms: Any, knobs: Mapping[str, Any], separator: int = -1
 ) -> Any:
-    """Chooses the next token of each text.
+    """Chooses the next token of each text, by the settings of its own.
 
     Args:
         logits: float32 (B, V), -inf where a word must not be written.
         text: int32 (B, L), token ids.
         uniforms: float32 (B, R) in [0, 1).
-        sampling: Which of the samplers are on.
-        knobs: The values of `temperature`, `top_p`, `min_p` and `repetition_penalty`. As tensors,
-            they change without another compilation.
+        knobs: What the function `knobs` returned. As tensors, they change without another
+            compilation. What no row asks for is not computed.
         separator: The token that the repetition penalty spares; -1: none.
 
     Returns:
         int32 (B,), token ids.
     """
-    if sampling.repetition_penalty != 1:
-        penalised = penalise(logits, text, knobs["repetition_penalty"])
+    penalty, temperature, top_k = (
+        knobs[name] for name in ("repetition_penalty", "temperature", "top_k")
+    )
+
+    def penalised() -> Any:
         # It stands before each text: one that has to end is no repetition.
         is_separator = ops.arange(logits.shape[1], dtype="int32") == separator
-        logits = ops.where(is_separator, logits, penalised)
-    if sampling.greedy:
-        return largest(logits, 1)[1][:, 0]
-    return choose(
-        logits,
-        uniforms,
-        knobs["temperature"],
-        sampling.top_k,
-        knobs["top_p"] if sampling.top_p < 1 else None,
-        knobs["min_p"] if sampling.min_p > 0 else None,
-    )
+        return ops.where(is_separator, logits, penalise(logits, text, penalty))
+
+    scores = ops.cond(ops.any(penalty != 1), penalised, lambda: logits)
+    greedy = (temperature == 0) | (top_k == 1)
+
+    def most_probable() -> Any:
+        return largest(scores, 1)[1][:, 0]
+
+    def drawn() -> Any:
+        above_0 = ops.where(greedy, 1.0, temperature)
+        return choose(scores, uniforms, above_0, top_k, knobs["top_p"], knobs["min_p"])
+
+    def both() -> Any:
+        return ops.where(greedy[:, 0], most_probable(), drawn())
+
+    return ops.cond(ops.any(greedy), lambda: ops.cond(ops.all(greedy), most_probable, both), drawn)
 
 
 def penalise(logits: Any, text: Any, penalty: Any) -> Any:
@@ -70,7 +103,7 @@ def penalise(logits: Any, text: Any, penalty: Any) -> Any:
     Args:
         logits: (B, V).
         text: int32 (B, L), token ids.
-        penalty: Divides positive logits and multiplies negative ones; at least 1.
+        penalty: Divides positive logits and multiplies negative ones, (B, 1); at least 1.
 
     Returns:
         (B, V).
@@ -83,44 +116,56 @@ def penalise(logits: Any, text: Any, penalty: Any) -> Any:
     return ops.scatter_update(logits, indices, ops.reshape(scores, (-1,)))
 
 
-def choose(
-    logits: Any,
-    uniforms: Any,
-    temperature: Any,
-    top_k: int = 0,
-    top_p: Any = None,
-    min_p: Any = None,
-) -> Any:
+def choose(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
     """Draws a token for each text by inverting the distribution function at a uniform number.
 
-    Words are in the order of their ids, or with `top_k` in the order of falling probability.
-    `top_p` keeps a word if the more probable ones together have less than that probability, so
-    equally probable words are kept or cut together.
+    Words are in the order of their ids. `top_p` keeps a word if the more probable ones together
+    have less than that probability, so equally probable words are kept or cut together.
 
     Args:
         logits: (B, V).
         uniforms: float32 (B, R) in [0, 1); only `top_p` uses more than the first.
-        temperature: Above 0.
-        top_k: The number of most probable tokens to keep (Fan et al., 2018); 0: all.
-        top_p: The probability to keep, after `top_k` (Holtzman et al., 2020); None: all of it.
-        min_p: The least share of the top token's probability (Nguyen et al., 2024); None: 0.
+        temperature: Above 0, (B, 1).
+        top_k: The number of most probable tokens to keep (Fan et al., 2018), int32 (B, 1); 0: all.
+        top_p: The probability to keep, after `top_k` (Holtzman et al., 2020), (B, 1); 1: all.
+        min_p: The least share of the top token's probability (Nguyen et al., 2024), (B, 1).
 
     Returns:
         int32 (B,), token ids.
     """
-    ids = None
-    if top_k:
-        logits, ids = largest(logits, top_k)
+    logits = ops.cond(ops.any(top_k > 0), lambda: _cut(logits, top_k), lambda: logits)
     probabilities = ops.softmax(logits / temperature)
-    if min_p is not None:
-        least = min_p * ops.max(probabilities, axis=-1, keepdims=True)
+
+    def without_the_least() -> Any:
         # This changes no sum that top_p compares: min_p cuts the least probable words.
-        probabilities = ops.where(probabilities >= least, probabilities, 0.0)
-    if top_p is None:
-        index, _ = draw(probabilities, uniforms[:, :1])
-    else:
-        index = _draw_nucleus(probabilities, uniforms, top_p)
-    return (index if ids is None else _at(ids, index))[:, 0]
+        least = min_p * ops.max(probabilities, axis=-1, keepdims=True)
+        return ops.where(probabilities >= least, probabilities, 0.0)
+
+    probabilities = ops.cond(ops.any(min_p > 0), without_the_least, lambda: probabilities)
+    index = ops.cond(
+        ops.any(top_p < 1),
+        lambda: _draw_nucleus(probabilities, uniforms, top_p),
+        lambda: draw(probabilities, uniforms[:, :1])[0],
+    )
+    return index[:, 0]
+
+
+def _cut(logits: Any, top_k: Any) -> Any:
+    """Cuts all but the `top_k` (B, 1) largest logits of a row; of equals, the lower ids stay."""
+    words = logits.shape[-1]
+
+    def cut(most: int) -> Any:
+        values, ids = largest(logits, most)
+        place = ops.clip(top_k - 1, 0, values.shape[-1] - 1)
+        least, last = _at(values, place), _at(ids, place)
+        before = ops.arange(words, dtype="int32") <= last
+        kept = (logits > least) | ((logits == least) & before) | (top_k == 0) | (top_k >= words)
+        return ops.where(kept, logits, float("-inf"))
+
+    if words <= USUAL_TOP_K:
+        return cut(words)
+    many = ops.any((top_k > USUAL_TOP_K) & (top_k < words))
+    return ops.cond(many, lambda: cut(words), lambda: cut(USUAL_TOP_K))
 
 
 def largest(logits: Any, k: int) -> tuple[Any, Any]:
@@ -176,6 +221,7 @@ def _draw_nucleus(probabilities: Any, uniforms: Any, top_p: Any) -> Any:
     from these.
     """
     rounds = uniforms.shape[-1]
+    everything = top_p >= 1  # whatever the sum of the probabilities is rounded to
 
     def unsettled(number: Any, index: Any, settled: Any, rest: Any) -> Any:
         return (number < rounds) & ops.logical_not(ops.all(settled))
@@ -184,7 +230,7 @@ def _draw_nucleus(probabilities: Any, uniforms: Any, top_p: Any) -> Any:
         uniform = ops.slice(uniforms, (0, number), (ops.shape(uniforms)[0], 1))
         drawn, weight = draw(rest, uniform)
         rest = ops.where(rest > weight, rest, 0.0)
-        kept = ops.sum(rest, axis=-1, keepdims=True) < top_p
+        kept = (ops.sum(rest, axis=-1, keepdims=True) < top_p) | everything
         index = ops.where(kept & ops.logical_not(settled), drawn, index)
         return number + 1, index, settled | kept, rest
 
