@@ -75,6 +75,9 @@ ROWS = {
     "prepare": Row("vocabulary and sequences", "data.preparation", "s", 4, 6),
     "input": Row("input's share of a step (below 0.01)", "training.input_share", ""),
     "cold": Row("cold start to the first token", "generation.cold"),
+    "serve": Row(
+        "32 clients of a server", "serving.serve", "tokens/s", 4, 8, "mlflow models serve"
+    ),
     "nothing": Row("dvc repro with nothing to do", "data.nothing"),
     "device": Row("share of the device's peak in a step", "training.device", ""),
     "seed": Row("restated script's step", "training.seed", "s", None, None, "the script itself"),

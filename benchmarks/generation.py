@@ -143,14 +143,16 @@ import json
 from pathlib import Path
 from minigpt.common import backend
 backend.choose()
-from minigpt.config import SamplingConfig
-from minigpt.model import directory
-from minigpt.generation.decoding import Generator
+with backend.importing("interrupted"):
+    from minigpt.config import SamplingConfig
+    from minigpt.serving import sources, terminal
 imported = time.time()
-found = directory.load(Path(sys.argv[1]))
+folder = sources.Folder(Path(sys.argv[1]))
+writer = terminal.Writer(folder, SamplingConfig(max_tokens=40, top_k=10), 1)
 loaded = time.time()
-generator = Generator(found.network, found.tokenizer)
-next(generator.stream(["w2 w3 w4"], SamplingConfig(max_tokens=40, top_k=10)))
+writing = writer.start("w2 w3 w4", 0)
+while not writing.row.tokens:
+    writing.changed.acquire()
 first = time.time()
 print(json.dumps({"all": first - began, "imports": imported - began,
                   "model": loaded - imported, "token": first - loaded}))
@@ -162,17 +164,22 @@ def cold(options: Options) -> Result:
     found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "model")
-        sections: dict[str, dict[str, Any]] = {
-            "vocabulary": {"style": "spaced", "max_tokens": script.VOCABULARY_SIZE},
-            "sequences": {"policy": "windows", "length": script.LENGTH},
-            "train": {"epochs": 1, "batch_size": script.BATCH, "learning_rate": 0.001},
-        }
-        directory.save(path, network(), tokenizer(), sections)
+        save_model(path)
         for _ in range(options.rounds):
             said, _, _ = run(sys.executable, "-c", COLD, path, str(time.time()))
             for part, seconds in json.loads(said.splitlines()[-1]).items():
                 found.setdefault(part, []).append(seconds)
     return Result(found.pop("all"), facts=found)
+
+
+def save_model(path: Path) -> None:
+    """Writes a model directory of the published size, untrained."""
+    sections: dict[str, dict[str, Any]] = {
+        "vocabulary": {"style": "spaced", "max_tokens": script.VOCABULARY_SIZE},
+        "sequences": {"policy": "windows", "length": script.LENGTH},
+        "train": {"epochs": 1, "batch_size": script.BATCH, "learning_rate": 0.001},
+    }
+    directory.save(path, network(), tokenizer(), sections)
 
 
 def tokenizer() -> WordTokenizer:

@@ -1,5 +1,6 @@
 """Fixtures of the numerical tests and of MLflow's; Keras is imported only where it is used."""
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 
 from minigpt.common import backend
+
+NUMBERS = itertools.count()
 
 backend.choose()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -128,3 +131,25 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
     MlflowClient(f"sqlite:///{path}")
     return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, empty_store: bytes) -> str:
+    """The address of a store with the experiment `minigpt`: to open one takes MLflow a while."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "mlflow.db").write_bytes(empty_store)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client.create_experiment("minigpt", artifact_location=(folder / "mlartifacts").as_uri())
+    return str(client.tracking_uri)
+
+
+@pytest.fixture
+def name(store: str) -> str:
+    """A registered model of the test's own in the shared store."""
+    from mlflow import MlflowClient
+
+    name = f"mini{next(NUMBERS)}"
+    MlflowClient(store).create_registered_model(name)
+    return name

@@ -57,6 +57,8 @@ tracking:
   alias: challenger
   request:
     {max_prompts: 256, max_prompt_bytes: 100000, max_tokens: 1000, max_total_tokens: 10000}
+serving:
+  {slots: 32, queue: 64, max_body_bytes: 1000000, max_connections: 1000, slow_s: 10, drain_s: 30}
 """)
 
 
@@ -93,7 +95,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def test_each_section_is_a_group_that_params_name() -> None:
-    sections = set(Config.model_fields) - {"checkpointing", "logging"}
+    sections = set(Config.model_fields) - {"checkpointing", "logging", "serving"}
     groups = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))["groups"]
     assert sections | {"experiment"} == set(FILES) == set(groups)
 
@@ -190,8 +192,8 @@ def test_unknown_keys(tmp_path: Path) -> None:
         "unknown key train[1] in params.yaml ... seed",
         "unknown key train.a\\nb in params.yaml ... seed",
         "unknown key tracking.request.x in params.yaml ... max_total_tokens",
-        "unknown key epochs in params.yaml ... tracking",
-        "unknown key tain in params.yaml ... tracking (did you mean train?)",
+        "unknown key epochs in params.yaml ... serving",
+        "unknown key tain in params.yaml ... serving (did you mean train?)",
     ]
 
 

@@ -1,14 +1,17 @@
-"""The command `minigpt`: the champion of the registered model, retraining, searching, exporting."""
+"""The command `minigpt`: texts, a server, the champion, retraining, searching, exporting."""
 
 import argparse
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from minigpt import config
-from minigpt.common import backend
+from minigpt.common import backend, paths
 from minigpt.common.errors import InputError
+from minigpt.common.validation import allowed
 
+NEW_TOKENS = 80  # without a project whose configuration says how many
 COLUMNS = ("time", "version", "from", "how", "who", "reason")
 
 
@@ -80,6 +83,54 @@ def _retrain(given: argparse.Namespace) -> int:
     return run.main()
 
 
+def _generate(given: argparse.Namespace) -> int:
+    backend.choose()
+    with backend.importing("error: generate: interrupted"):
+        from minigpt.serving import terminal
+    from minigpt.serving import sources
+
+    everything = config.load() if paths.RESOLVED.exists() else None
+    values = everything.sample.model_dump() if everything else {"max_tokens": NEW_TOKENS}
+    wanted = {name: getattr(given, name) for name in config.SamplingConfig.model_fields}
+    values |= {name: value for name, value in wanted.items() if value is not None}
+    sampling = config.validate(
+        config.SamplingConfig, {name: values[name] for name in wanted if name in values}
+    )
+    if (given.file is None) != (given.out is None):
+        raise InputError("--file and --out go together")
+    if given.file and given.prompt is not None:
+        raise InputError("give either a prompt or --file")
+    if given.n < 1:
+        raise InputError(f"-n is {given.n}: allowed is 1 or more")
+    if given.file is None and given.prompt is None:
+        given.prompt = terminal.prompt_of_a_pipe()
+    name = everything.tracking.model_name if everything else "minigpt"
+    source = sources.source(given.model, name, Path.cwd())
+    writer = terminal.Writer(source, sampling, terminal.SLOTS if given.file else given.n)
+    try:
+        if given.file:
+            terminal.write_file(writer, given.file, given.n, given.out)
+        else:
+            terminal.write(writer, given.prompt, given.n, given.json)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `| head`
+        sys.stdout = None  # type: ignore[assignment] # nothing is flushed into it at the end
+    return 0
+
+
+def _serve(given: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    backend.choose()
+    with backend.importing("error: serve: interrupted"):
+        from minigpt.model import directory  # noqa: F401 - before the server takes the signals
+        from minigpt.serving import server
+
+    return server.start(given)
+
+
 def _export(given: argparse.Namespace) -> int:
     backend.choose()
     with backend.importing("error: export: interrupted"):
@@ -144,6 +195,46 @@ def _parser() -> argparse.ArgumentParser:
 
     retrain = commands.add_parser("retrain", help="pull, reproduce, report and push, as CI does")
     retrain.set_defaults(run=_retrain)
+
+    generate = commands.add_parser("generate", help="write texts to the terminal, or to a file")
+    generate.add_argument("prompt", nargs="?", help="default: what is piped in")
+    generate.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="a model directory, models:/NAME/NUMBER or models:/NAME@ALIAS (default: the champion)",
+    )
+    generate.add_argument("--file", type=Path, help="a prompt on each line")
+    generate.add_argument("--out", type=Path, help="JSON lines, which texts are appended to")
+    generate.add_argument("-n", type=int, default=1, help="texts for each prompt (default: 1)")
+    generate.add_argument("--json", action="store_true", help="print JSON lines")
+    for name, field in config.SamplingConfig.model_fields.items():
+        option = f"--{name.replace('_', '-')}"
+        if field.annotation is bool:
+            generate.add_argument(option, action="store_true", default=None, help=field.description)
+        else:
+            kind: Any = field.annotation
+            told = f"{field.description} ({allowed(field)})"
+            generate.add_argument(option, type=kind, metavar=kind.__name__.upper(), help=told)
+    generate.set_defaults(run=_generate)
+
+    serve = commands.add_parser("serve", help="serve models over HTTP, as OpenAI's completions")
+    serve.add_argument(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="a model directory, models:/NAME/NUMBER or models:/NAME@ALIAS, which is followed; "
+        "may repeat (default: the champion)",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address (default: 127.0.0.1)")
+    serve.add_argument("--port", type=int, default=8000, help="default: 8000; 0: any free one")
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a name under which a proxy asks; may repeat",
+    )
+    serve.set_defaults(run=_serve)
 
     export = commands.add_parser("export", help="write a model directory as a .keras file")
     export.add_argument("folder", metavar="FOLDER", type=Path, help="such as model/")

@@ -353,16 +353,16 @@ class GateConfig(Section):
 
 
 class RequestConfig(Section):
-    """What one request may ask of the registered model, whose server can't stop a prediction."""
+    """What one request may ask of a model that is served, by MLflow or by `minigpt serve`."""
 
-    max_prompts: int = Field(ge=1, le=1_000_000)
-    """Most prompts."""
-    max_prompt_bytes: int = Field(ge=1, le=10**8)
+    max_prompts: int = Field(default=256, ge=1, le=1_000_000)
+    """Most prompts, each counted as often as a text is written for it."""
+    max_prompt_bytes: int = Field(default=100_000, ge=1, le=10**8)
     """Most bytes of all prompts, as UTF-8."""
     # MLflow tries a model out with the input example, which asks for 8 tokens.
-    max_tokens: int = Field(ge=8, le=100_000)
+    max_tokens: int = Field(default=1_000, ge=8, le=100_000)
     """Most tokens written after a prompt."""
-    max_total_tokens: int = Field(ge=8, le=10**8)
+    max_total_tokens: int = Field(default=10_000, ge=8, le=10**8)
     """Most tokens written after all prompts together."""
 
 
@@ -373,7 +373,24 @@ class TrackingConfig(Section):
     """Name of the registered model."""
     alias: Alias
     """Alias that a new version takes."""
-    request: RequestConfig
+    request: RequestConfig = RequestConfig()
+
+
+class ServingConfig(Section):
+    """How `minigpt serve` serves; `tracking.request` limits what a request asks for."""
+
+    slots: int = Field(default=32, ge=1, le=1_024)
+    """Texts that a model writes at the same time; further ones wait."""
+    queue: int = Field(default=64, ge=1, le=100_000)
+    """Requests that wait for a model; further ones are refused (429)."""
+    max_body_bytes: int = Field(default=1_000_000, ge=1_000, le=10**9)
+    """Most bytes of a request."""
+    max_connections: int = Field(default=1_000, ge=1, le=1_000_000)
+    """Connections that are open at the same time; further ones are refused (503)."""
+    slow_s: int = Field(default=10, ge=1, le=3_600)
+    """Longest time for a request to arrive, and for a client to take a piece of an answer."""
+    drain_s: int = Field(default=30, ge=0, le=3_600)
+    """Longest time that requests get to finish when the server is asked to stop."""
 
 
 class Config(Section):
@@ -391,6 +408,7 @@ class Config(Section):
     sample: SampleConfig
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig
+    serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -209,6 +209,7 @@ def test_another_configuration_or_training_is_another_run(project: Path) -> None
     assert run_id(sample={"seed": 8}) != first
     assert run_id("t2") != first
     neutral = {"preview": {"seed": 9}, "checkpointing": {"steps": 9}, "logging": {"steps": 9}}
+    neutral["serving"] = {"slots": 9}
     assert run_id(tracking={"model_name": "other"}, **neutral) == first
     assert len(runs(project)) == 3
 

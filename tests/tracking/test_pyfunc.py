@@ -12,6 +12,7 @@ from tracked import CONFIG, SAMPLING, changed
 
 from minigpt.common.errors import InputError
 from minigpt.config import RequestConfig
+from minigpt.data.tokenizer import WordTokenizer
 from minigpt.tracking import pyfunc
 from minigpt.tracking.pyfunc import ReviewWriter
 
@@ -165,6 +166,27 @@ def test_requests_wait_for_each_other(writer: Any) -> None:
     for thread in threads:
         thread.join()
     assert texts == ["a and so on"] * 20
+
+
+def test_a_text_streams_in_pieces(writer: Any) -> None:
+    texts = [
+        'A "film',
+        'A "film that is',
+        'A "film that is good" and so',
+        'A "film that is good" x',
+    ]
+    writer.generator.stream = lambda prompts, sampling: ([text] for text in texts)
+    writer.generator.tokenizer = WordTokenizer(("", "[UNK]"), "words")
+    for given in ("a", {"prompt": "a"}):
+        pieces = list(writer.predict_stream(None, given, {"max_tokens": 4}))
+        assert "".join(pieces) == texts[-1]
+        assert sum(map(bool, pieces)) > 2
+    for wrong in ({"text": "a"}, 7):
+        with pytest.raises(MlflowException, match="prompt 1 is of type"):
+            list(writer.predict_stream(None, wrong))
+    with pytest.raises(MlflowException, match="max_tokens is 0"):
+        list(writer.predict_stream(None, "a", {"max_tokens": 0}))
+    assert writer.one_at_a_time.acquire(blocking=False)
 
 
 def test_the_signature_has_the_defaults_and_accepts_the_example() -> None:

@@ -74,6 +74,10 @@ class Tokenizer(abc.ABC):
                 complete are left out.
         """
 
+    def settled(self, text: str) -> int:
+        """Returns how many characters of what `complete` returned more ids can't change."""
+        return len(text)
+
     @property
     @abc.abstractmethod
     def settings(self) -> dict[str, Any]:

@@ -218,6 +218,22 @@ def detokenise(tokens: Iterable[str]) -> str:
     return _SENTENCE_START.sub(lambda match: match[1] + _upper(match[2]), text)
 
 
+def settled(text: str) -> int:
+    """Returns how many characters of a text stay as they are when more tokens follow.
+
+    The next word may close up with the last two, and a quote without a partner may get one.
+
+    Args:
+        text: What `detokenise` returned.
+    """
+    words = [match.start() for match in re.finditer(r"\s\S", text)]
+    end = words[-2] if len(words) > 1 else 0
+    for mark in "\"'":
+        if text.count(mark) % 2:
+            end = min(end, text.rindex(mark))
+    return end
+
+
 def _upper(letter: str) -> str:
     """Returns the capital of a letter, unless its lower case is another letter (the dotless i)."""
     return letter.upper() if letter.upper().lower() == letter else letter

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from minigpt.common.errors import InputError
 from minigpt.data import bpe, text
 from minigpt.data.interface import SETTINGS, VOCABULARY, Texts, Tokenizer, in_threads
+from minigpt.data.text import settled
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,10 @@ class WordTokenizer(Tokenizer):
         """
         typed = self.split(pa.array([prompt], pa.string())).values.to_pylist()
         return text.detokenise([*typed, *self.decode(ids)])
+
+    def settled(self, text: str) -> int:
+        """Returns how many characters more ids can't change; see `Tokenizer.settled`."""
+        return settled(text)
 
     @functools.cached_property
     def _entries(self) -> pa.Array:

@@ -87,8 +87,12 @@ def save(
         files.write_json(beside / CONFIG, content)
 
 
-def load(path: Path) -> ModelDirectory:
+def load(path: Path, dtype_policy: str = "") -> ModelDirectory:
     """Reads a model directory, from anywhere.
+
+    Args:
+        path: The directory.
+        dtype_policy: Of the network; nothing: the one that it was trained with.
 
     Raises:
         OlderFormat: The directory has another format.
@@ -114,6 +118,8 @@ def load(path: Path) -> ModelDirectory:
             f"its tokenizer has {len(tokenizer)} entries, but model.vocabulary_size in {CONFIG} is "
             f"{config.vocabulary_size}",
         )
+    if dtype_policy:
+        config = config.model_copy(update={"dtype_policy": dtype_policy})
     return ModelDirectory(_network(path, config), tokenizer, sections, digest(path))
 
 

@@ -4,7 +4,7 @@ See https://mlflow.org/docs/latest/ml/model/models-from-code/.
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,36 @@ class ReviewWriter(PythonModel):
             sampling = _sampling(params or {}, len(prompts), self.limits)
             with self.one_at_a_time:
                 return self.generator(prompts, sampling)
+        except InputError as error:
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+
+    def predict_stream(
+        self, context: Any, model_input: Any, params: dict[str, Any] | None = None
+    ) -> Iterator[str]:
+        """Generates one text, piece by piece; joined, they are what `predict` returns.
+
+        Args:
+            context: MLflow's, not used.
+            model_input: A text, or a dict with the key `prompt`, as MLflow passes one row on.
+            params: The sampler's settings; MLflow fills in the signature's defaults.
+
+        Yields:
+            The text from its beginning on, the prompt included.
+
+        Raises:
+            MlflowException: As for `predict`.
+        """
+        given = model_input.get("prompt") if isinstance(model_input, dict) else model_input
+        try:
+            prompts = _prompts([given], self.limits)
+            sampling = _sampling(params or {}, 1, self.limits)
+            sent, text = 0, ""
+            with self.one_at_a_time:
+                for (text,) in self.generator.stream(prompts, sampling):
+                    end = self.generator.tokenizer.settled(text)
+                    yield text[sent:end]
+                    sent = max(sent, end)
+                yield text[sent:]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 

@@ -4,11 +4,12 @@ import shlex
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 
 from minigpt import config
@@ -176,6 +177,51 @@ def challenge(
         client.set_model_version_tag(name, number, VERDICT, f"{verdict}: {reason}")
         client.log_dict(_run_of(client, name, number), outcome, f"gate/{_record(name, number)}")
     return outcome
+
+
+class Version(NamedTuple):
+    """A version of a registered model.
+
+    Attributes:
+        number: In the registry.
+        figures: That it was registered with.
+        created_s: When, in Unix seconds.
+    """
+
+    number: str
+    figures: dict[str, float]
+    created_s: int
+
+
+def find(uri: str, name: str, wanted: str) -> Version:
+    """Finds a version by its number, or by an alias such as @champion.
+
+    Args:
+        uri: The address of the store.
+        name: Of the registered model.
+        wanted: A number, or an alias after an @.
+
+    Raises:
+        InputError: There is no such version, or MLflow can't be used.
+    """
+    with open_store(uri) as client:
+        try:
+            if wanted.startswith("@"):
+                found = client.get_model_version_by_alias(name, wanted[1:])
+            else:
+                found = client.get_model_version(name, wanted)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            there = ", ".join(
+                sorted(str(v.version) for v in client.search_model_versions(f"name = '{name}'"))
+            )
+            raise InputError(
+                f"MLflow at {redact(uri)} has no {name} {wanted}; its versions: {there or 'none'}; "
+                "`minigpt history` lists the champions, and `minigpt promote` makes one"
+            ) from None
+    figures = {key: float(found.tags[key]) for key in gate.FIGURES if key in found.tags}
+    return Version(str(found.version), figures, int(found.creation_timestamp) // 1000)
 
 
 def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:

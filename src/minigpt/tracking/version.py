@@ -31,6 +31,7 @@ REQUIREMENTS = (
     "pyyaml",
     "safetensors",
     "tensorflow",
+    "tokenizers",
 )
 
 

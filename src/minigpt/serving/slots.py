@@ -1,0 +1,319 @@
+"""Slots: texts of different prompts, lengths and samplers, written by one compiled step.
+
+A text takes a slot, keeps it while it is written, and leaves it to another one at any time, as in
+continuous batching (Yu et al., 2022, Orca). Only as many slots are computed as are needed, in a few
+sizes that are compiled before. In float32 a text does not depend on that, nor on its neighbours.
+
+Shapes: S slots, A prompts that are read together, P columns of a prompt, L columns of a text, R
+uniform numbers per token, V words, H heads, K columns of the cache, D width of a head, C listed
+candidates.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import numpy.typing as npt
+from keras import ops
+
+from minigpt.config import SamplingConfig
+from minigpt.data.interface import Tokenizer
+from minigpt.generation.decoding import compiled
+from minigpt.generation.sampling import ROUNDS, knobs, largest, next_tokens
+from minigpt.model.network import MiniGPT, ring
+
+LISTED = 20  # candidates of which the probability can be listed
+SHORTEST = 16  # columns that a prompt has at least; the next sizes are 4 times as large each
+TOGETHER = (1, 8)  # prompts that are read at once
+SIZES = (1, 4, 16)  # slots that a step computes, as few as hold the texts; and the most of all
+
+
+class Written(NamedTuple):
+    """What a step has written.
+
+    Attributes:
+        tokens: int32 (S,), or (1,) of a prompt.
+        own: float32 (S,), the log-probability of each token, in nats, before the sampler's
+            settings; it and the candidates are zeros unless they were asked for.
+        candidates: int32 (S, C), the most probable tokens, the most probable one first.
+        logprobs: float32 (S, C), those of the candidates; -inf where there are fewer tokens.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    own: npt.NDArray[np.float32]
+    candidates: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
+
+
+class Slots:
+    """Texts that are being written, on the device.
+
+    The compiled functions pass on the state:
+        text: int32 (S, L), in each row the prompt, the new tokens, and padding.
+        token: int32 (S,), the last token of each text, which is not read yet.
+        length: int32 (S,), the tokens of each text.
+        cache: keys and values of each block, (S, H, K, D), a ring (see `network.ring`).
+
+    Args:
+        network: The model, which computes in float32.
+        tokenizer: The tokenizer that the model was trained with.
+        most: The most slots.
+        longest: The most new tokens of a text.
+        compiles: Whether TensorFlow compiles the step, which takes longer than writing a few texts.
+            JAX always does.
+    """
+
+    def __init__(
+        self,
+        network: MiniGPT,
+        tokenizer: Tokenizer,
+        most: int,
+        longest: int,
+        compiles: bool = True,
+    ) -> None:
+        config = network.config
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            eager = not compiles and keras.backend.backend() != "jax"
+            return function if eager else compiled(function, network, False)
+
+        self.network, self.context = network, config.context_length
+        self.sizes = [size for size in SIZES if size < most] + [most]
+        self._columns = self.context + longest
+        self._separator = -1 if tokenizer.separator is None else tokenizer.separator
+        self._read, self._step = made(self._reads), made(self._steps)
+        self._take, self._put = made(_taken), made(_with_rows)
+        allowed = np.zeros(config.vocabulary_size, "float32")
+        allowed[len(tokenizer) :] = -np.inf  # rows of the head that no token has
+        if tokenizer.padding is not None:
+            allowed[tokenizer.padding] = -np.inf
+        known = allowed.copy()
+        if tokenizer.unknown is not None:
+            known[tokenizer.unknown] = -np.inf
+        limits = (ops.convert_to_tensor(each) for each in (allowed, known))
+        self._weights = made(partial(_weights, network))(*limits)
+        self._rows = [SamplingConfig(max_tokens=1)] * most
+        self._given: dict[str, Any] | None = None
+        self._numbers = np.zeros((most, ROUNDS), "float32")
+        shape = most, config.num_heads, self.context, config.key_dim
+        empty = ops.zeros(shape, network.compute_dtype)
+        self._state: dict[str, Any] = {
+            "text": ops.zeros((most, self._columns), "int32"),
+            "token": ops.zeros((most,), "int32"),
+            "length": ops.ones((most,), "int32"),
+            "cache": [(empty, empty) for _ in network.blocks],
+        }
+
+    @property
+    def size(self) -> int:
+        """S, the slots that a step computes."""
+        return int(self._state["token"].shape[0])
+
+    def fits(self, prompt: int, asked: int) -> int:
+        """Returns how many of the asked tokens can be written after a prompt of so many."""
+        if self.network.config.positions != "learned":
+            return asked
+        return max(0, min(asked, self.context + 1 - prompt))  # the last token is not read
+
+    def warm(self) -> None:
+        """Compiles everything, so that no request waits for it."""
+        sampling = SamplingConfig(max_tokens=1)
+        for size in self.sizes[::-1]:
+            self.step([None] * size, False)
+            for columns in _prompt_columns(self.context):
+                for together in TOGETHER:
+                    prompt = np.ones(columns, "int32")
+                    self.read([(0, prompt, sampling)] * min(together, 2))
+            self.put(0, self.take(0), sampling)
+
+    def read(self, newcomers: Sequence[tuple[int, npt.NDArray[np.int32], SamplingConfig]]) -> None:
+        """Reads prompts into slots; the next step writes the first token after each.
+
+        Args:
+            newcomers: Of each its slot, its token ids, of which the last ones are read if there are
+                more than the context, and how its tokens are chosen.
+        """
+        rows = [(slot, prompt[-self.context :]) for slot, prompt, _ in newcomers]
+        self._hold([(slot, sampling) for slot, _, sampling in newcomers])
+        for columns in _prompt_columns(self.context):
+            fitting = [row for row in rows if len(row[1]) <= columns]
+            rows = [row for row in rows if len(row[1]) > columns]
+            while fitting:
+                together = TOGETHER[0] if len(fitting) == 1 else TOGETHER[1]
+                some, fitting = fitting[:together], fitting[together:]
+                some += some[-1:] * (together - len(some))
+                tokens = np.zeros((together, columns), "int32")
+                for row, (_, prompt) in zip(tokens, some, strict=True):
+                    row[: len(prompt)] = prompt
+                lengths = np.array([len(prompt) for _, prompt in some], "int32")
+                slots = np.array([slot for slot, _ in some], "int32")
+                given = (ops.convert_to_tensor(each) for each in (tokens, lengths, slots))
+                self._state = self._read(self._state, *given, self._weights)
+
+    def step(self, numbers: Sequence[npt.NDArray[np.float32] | None], listed: bool) -> Written:
+        """Writes a token of each text.
+
+        Args:
+            numbers: Of each slot the uniform numbers (R,) of its next token; None: it is free.
+                There may be fewer than slots.
+            listed: Whether log-probabilities are computed.
+        """
+        size = next(size for size in self.sizes if size >= len(numbers))
+        if size != self.size:
+            self._resize(size)
+        used = np.zeros(size, "int32")
+        for slot, uniforms in enumerate(numbers):
+            if uniforms is not None:
+                self._numbers[slot, : len(uniforms)] = uniforms
+                used[slot] = 1
+        self._given = self._given or _settings(self._rows[:size])
+        given = {
+            **self._given,
+            "numbers": ops.convert_to_tensor(self._numbers[:size]),
+            "listed": ops.convert_to_tensor(listed),
+            "used": ops.convert_to_tensor(used),
+        }
+        self._state, written = self._step(self._state, self._weights, given)
+        tokens, *others = written
+        if listed:
+            others = map(ops.convert_to_numpy, others)
+        return Written(ops.convert_to_numpy(tokens), *others)
+
+    def take(self, slot: int) -> Any:
+        """Returns the text of a slot, for `put`."""
+        return self._take(self._state, _int32([slot]))
+
+    def put(self, slot: int, row: Any, sampling: SamplingConfig) -> None:
+        """Puts a text into a slot, any one, to go on there."""
+        self._hold([(slot, sampling)])
+        self._state = self._put(self._state, row, _int32([slot]))
+
+    def _hold(self, rows: Sequence[tuple[int, SamplingConfig]]) -> None:
+        """Remembers how the tokens of slots are chosen, and makes room for the slots."""
+        for slot, sampling in rows:
+            self._rows[slot] = sampling
+        self._given = None
+        need = 1 + max(slot for slot, _ in rows)
+        if need > self.size:
+            self._resize(next(size for size in self.sizes if size >= need))
+
+    def _resize(self, size: int) -> None:
+        """Drops the last slots, or adds free ones."""
+        self._given, more = None, size - self.size
+
+        def resized(x: Any) -> Any:
+            if more <= 0:
+                return x[:size]
+            return ops.concatenate([x, ops.ones((more, *x.shape[1:]), x.dtype)])
+
+        self._state = _each(resized, self._state)
+
+    def _reads(
+        self, state: Any, tokens: Any, lengths: Any, slots: Any, weights: Any
+    ) -> dict[str, Any]:
+        """Reads all tokens (A, P) of prompts but the last, which the next step reads."""
+        _, kept = self.network.read(tokens, matrices=weights["matrices"])
+        rows = {
+            "text": ops.pad(tokens, ((0, 0), (0, self._columns - tokens.shape[1]))),
+            "token": ops.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0],
+            "length": lengths,
+            "cache": ring(kept, lengths, self.context),
+        }
+        return _with_rows(state, rows, slots)
+
+    def _steps(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
+        text, length = state["text"], state["length"]
+        hidden, cache = self.network.read(
+            state["token"][:, None], state["cache"], length - 1, weights["matrices"]
+        )
+        scores = ops.cast(ops.matmul(hidden[:, 0], weights["kernel"]), "float32")  # (S, V)
+        logits = ops.cond(
+            ops.any(given["allow"]),
+            lambda: scores + ops.where(given["allow"], weights["allowed"], weights["known"]),
+            lambda: scores + weights["known"],
+        )
+        tokens = next_tokens(logits, text, given["numbers"], given["knobs"], self._separator)
+        here = ops.arange(text.shape[1], dtype="int32") == length[:, None]
+        state = {
+            "text": ops.where(here, tokens[:, None], text),
+            "token": tokens,
+            "length": length + given["used"],  # a free slot stays where it is
+            "cache": cache,
+        }
+        listings = _listings(scores, weights, tokens)
+        return state, (tokens, *ops.cond(given["listed"], *listings))
+
+
+def _weights(network: MiniGPT, allowed: Any, known: Any) -> dict[str, Any]:
+    """Casts and reshapes the weights once for all tokens."""
+    kernel, bias = network.head
+    bias = ops.cast(bias, "float32")
+    return {
+        "matrices": [block.matrices() for block in network.blocks],
+        "kernel": ops.cast(kernel, network.compute_dtype),
+        "bias": bias,
+        "allowed": bias + allowed,
+        "known": bias + known,
+    }
+
+
+def _prompt_columns(context: int) -> list[int]:
+    """Returns the numbers of columns that prompts are filled up to."""
+    found = [SHORTEST]
+    while found[-1] < context:
+        found.append(found[-1] * 4)
+    return [*found[:-1], context]
+
+
+def _settings(rows: Sequence[SamplingConfig]) -> dict[str, Any]:
+    allow = np.array([[row.allow_unknown] for row in rows])
+    return {
+        "knobs": {name: ops.convert_to_tensor(values) for name, values in knobs(rows).items()},
+        "allow": ops.convert_to_tensor(allow),
+    }
+
+
+def _int32(values: Any) -> Any:
+    return ops.convert_to_tensor(np.asarray(values, "int32"))
+
+
+def _taken(state: Any, slots: Any) -> Any:
+    return _each(lambda x: ops.take(x, slots, axis=0), state)
+
+
+def _with_rows(state: Any, rows: Any, slots: Any) -> Any:
+    """Replaces slots of the state."""
+
+    def replaced(x: Any, new: Any) -> Any:
+        return ops.scatter_update(x, slots[:, None], ops.cast(new, x.dtype))
+
+    return _each(replaced, state, rows)
+
+
+def _each(function: Any, state: Any, *others: Any) -> Any:
+    """Applies a function to each tensor of states."""
+    if isinstance(state, dict):
+        return {name: _each(function, state[name], *(o[name] for o in others)) for name in state}
+    if isinstance(state, list | tuple):
+        return type(state)(_each(function, *each) for each in zip(state, *others, strict=True))
+    return function(state, *others)
+
+
+def _listings(scores: Any, weights: Any, tokens: Any) -> tuple[Any, Any]:
+    """Returns functions that compute the log-probabilities, and zeros in their place."""
+    rows, count = scores.shape[0], min(LISTED, scores.shape[1])
+
+    def listed() -> tuple[Any, ...]:
+        logprobs = ops.log_softmax(scores + weights["bias"])
+        own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+        named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
+        values, candidates = largest(named, count)
+        return own, candidates, values
+
+    def nothing() -> tuple[Any, ...]:
+        none = ops.zeros((rows, count), "float32")
+        return none[:, 0], ops.zeros((rows, count), "int32"), none
+
+    return listed, nothing
