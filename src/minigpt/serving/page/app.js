@@ -83,17 +83,19 @@ async function* events(response) {
 async function look() {
   clearTimeout(timer);
   let found = "away";
+  let list = models;
   try {
     const signal = AbortSignal.timeout(5000);
     const health = await fetch("health", { cache: "no-store", signal });
     if (health.status === 503) found = "loading";
     if (health.ok) {
-      listModels((await (await call("models", { signal })).json()).data);
+      list = (await (await call("models", { signal })).json()).data;
       found = "ready";
     }
   } catch (error) {
     if (error instanceof Locked) found = "locked";
   }
+  listModels(list);
   enter(found);
   clearTimeout(timer);
   if (found !== "locked") timer = setTimeout(look, 1000 * (found === "ready" ? READY_S : AWAY_S));
