@@ -102,3 +102,9 @@ def test_a_network_with_learned_positions_ends_at_its_context(make_network: Any)
     learned = Slots(make_network(num_blocks=1), WORDS, 1, LONGEST)
     assert [learned.fits(length, 30) for length in (1, 15, 20, 21)] == [20, 6, 1, 0]
     assert learned.fits(1, 5) == 5
+    row = sampled(6, seed=2)
+    learned.read([(0, prompts()[3][:15], row)])
+    written = [int(learned.step([number], False).tokens[0]) for number in numbers(row)]
+    (expected,) = Generator(learned.network, WORDS).tokens([prompts()[3][:15]], row)
+    assert written == expected.tolist()
+    learned.step([None], False)  # nothing is read behind the last position

@@ -225,8 +225,11 @@ class Slots:
 
     def _steps(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
         text, length = state["text"], state["length"]
+        positions = length - 1
+        if self.network.config.positions == "learned":  # of a slot whose text has filled them
+            positions = ops.minimum(positions, self.context - 1)
         hidden, cache = self.network.read(
-            state["token"][:, None], state["cache"], length - 1, weights["matrices"]
+            state["token"][:, None], state["cache"], positions, weights["matrices"]
         )
         scores = ops.cast(ops.matmul(hidden[:, 0], weights["kernel"]), "float32")  # (S, V)
         logits = ops.cond(
