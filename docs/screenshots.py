@@ -1,8 +1,10 @@
-"""Takes the README's pictures of the MLflow UI with a headless browser.
+"""Takes the pictures of the MLflow UI and of the page of `minigpt serve`, with a headless browser.
 
     python docs/screenshots.py [--store sqlite:///mlflow.db] [--browser chromium]
+    python docs/screenshots.py --model FOLDER --model FOLDER2
 
-The store needs a few runs and a registered model. It is only read: the server runs on a copy.
+Without `--model` the pictures are those of the MLflow UI. The store needs a few runs and a
+registered model. It is only read: the server runs on a copy.
 """
 
 import argparse
@@ -36,14 +38,8 @@ COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#9467bd")
 
 
 @contextlib.contextmanager
-def server(store: str, log: Path) -> Iterator[str]:
-    """Runs `mlflow server` on loopback, as `make ui` starts it; yields its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", f"--backend-store-uri={store}"]
-    command += ["--workers=1", f"--port={port}", f"--cors-allowed-origins=http://{HOST}:{port}"]
-    command += [f"--allowed-hosts={HOST}:{port},127.0.0.1:{port}"]
+def server(command: list[str], port: int, log: Path) -> Iterator[None]:
+    """Runs a server on loopback, and goes on when it is healthy."""
     with log.open("w", encoding="utf-8") as out:
         running = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
     try:
@@ -54,10 +50,43 @@ def server(store: str, log: Path) -> Iterator[str]:
             time.sleep(1)
         else:
             sys.exit(f"error: {log.read_text(encoding='utf-8')[-1000:]}")
-        yield f"http://{HOST}:{port}"
+        yield
     finally:
-        os.killpg(running.pid, signal.SIGKILL)  # its store is a copy
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)  # it changes nothing: MLflow's store is a copy
         running.wait()
+
+
+def free_port() -> int:
+    """Returns a port that nothing listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def picture_of_page(models: list[str], browser: str, log: Path) -> None:
+    """Takes the picture of the page: texts, and the candidates at one place."""
+    from playwright.sync_api import expect, sync_playwright
+
+    picture, port = Path(__file__).with_name("serve.png"), free_port()
+    command = [sys.executable, "-m", "minigpt.cli", "serve", f"--port={port}"]
+    command += [f"--model={model}" for model in models]
+    with server(command, port, log), sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=shutil.which(browser))
+        page = launched.new_page(viewport={"width": 1200, "height": 780})
+        page.goto(f"http://127.0.0.1:{port}")
+        page.get_by_label("Prompt").fill("this movie is")
+        page.get_by_label("Most tokens").fill("50")
+        if len(models) > 1:
+            page.get_by_label("Compare with").select_option(index=2)
+        page.get_by_role("button", name="Write").click()
+        for article in page.get_by_role("article").all():
+            expect(article.locator(".outcome")).not_to_be_empty(timeout=60_000)
+            article.locator(".token").nth(12).click()
+        page.screenshot(path=picture)
+        launched.close()
+    print(f"{picture}: {picture.stat().st_size:,} bytes")
 
 
 def main() -> None:
@@ -65,10 +94,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--store", default="sqlite:///mlflow.db", help="a sqlite file")
     parser.add_argument("--browser", default="chromium", help="Chromium or Chrome")
+    parser.add_argument("--model", action="append", help="a model directory, for the page")
     args = parser.parse_args()
+    if not shutil.which(args.browser):
+        sys.exit(f"error: there is no {args.browser}; see --browser")
+    if args.model:
+        with tempfile.TemporaryDirectory() as folder:
+            picture_of_page(args.model, args.browser, Path(folder) / "log")
+        return
     source = stores.sqlite_path(args.store)
-    if not (source and source.is_file() and shutil.which(args.browser)):
-        sys.exit(f"error: {args.store} and {args.browser} are needed; see --help")
+    if not (source and source.is_file()):
+        sys.exit(f"error: {args.store} is needed; see --help")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         store = f"{folder}/mlflow.db"
         sqlite3.connect(source).backup(sqlite3.connect(store))
@@ -88,7 +124,12 @@ def main() -> None:
             "model": ("1500,1760", f"models/{NAME}{machine}"),
         }
         browser = [args.browser, *FLAGS.split(), *["--no-sandbox"] * (os.geteuid() == 0)]
-        with server(f"sqlite:///{store}", Path(folder) / "log") as address:
+        port = free_port()
+        address = f"http://{HOST}:{port}"
+        command = [sys.executable, "-m", "mlflow", "server", f"--port={port}", "--workers=1"]
+        command += [f"--backend-store-uri=sqlite:///{store}", f"--cors-allowed-origins={address}"]
+        command += [f"--allowed-hosts={HOST}:{port},127.0.0.1:{port}"]
+        with server(command, port, Path(folder) / "log"):
             for name, (size, page) in pages.items():
                 picture = Path(__file__).with_name(f"{name}.png")
                 own = [f"--user-data-dir={folder}/{name}", f"--window-size={size}"]
