@@ -41,12 +41,12 @@ def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
         )
 
 
-def write(directory, batches=None, progress=None, tokenizer=WORDS, **changes):
+def write(directory, batches=None, progress=None, tokenizer=WORDS, text=None, **changes):
     settings = {"length": LENGTH, "policy": "windows", "shards": 3, "validation_fraction": 0.2}
     config = SequencesConfig(**{**settings, **changes})
     batches = encoded(*reviews(LENGTHS)) if batches is None else batches
     return sequences.write(
-        directory, batches, config=config, tokenizer=tokenizer, progress=progress
+        directory, batches, config=config, tokenizer=tokenizer, text=text, progress=progress
     )
 
 
@@ -132,6 +132,13 @@ def test_manifest_counts(tmp_path, policy):
     assert {p.name for p in (tmp_path / "s").iterdir()} == listed | {"manifest.json"}
     assert "train-00002-of-00003.tfrecord" in listed
     assert sequences.verify(tmp_path / "s", WORDS) == manifest
+
+
+def test_a_loss_in_bits_per_byte(tmp_path):
+    write(tmp_path / "s", text={"bytes": 1000, "targets": 200, "charged": 30.5})
+    found = sequences.bits_per_byte(sequences.verify(tmp_path / "s"), 2.5)
+    assert found == pytest.approx((2.5 * 200 + 30.5) / np.log(2) / 1000)
+    assert sequences.bits_per_byte(write(tmp_path / "s"), 2.5) is None
 
 
 def test_same_input_gives_the_same_bytes_and_replaces_the_directory(tmp_path):

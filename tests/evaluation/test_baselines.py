@@ -1,11 +1,9 @@
 """Baselines against textbook implementations in plain Python."""
 
-import math
 from collections import Counter, defaultdict
 from fractions import Fraction
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,31 +109,6 @@ def test_unigrams_have_their_counts() -> None:
     np.testing.assert_allclose(found, [2 / 4 + 1 / 8, 1 / 8, 1 / 8])
 
 
-@settings(deadline=None, max_examples=50, derandomize=True)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters=" "))))
-def test_byte_unigram_is_one_more_than_counted(texts: list[str]) -> None:
-    counts = Counter(byte for text in texts for byte in f"{text} ".encode())
-    total = counts.total() + 256
-    expected = [math.log(total / (counts[byte] + 1)) for byte in range(256)]
-    found = baselines.byte_unigram(pa.array(texts, pa.string()))
-    np.testing.assert_allclose(found, expected, atol=1e-12)
-
-
-def test_byte_unigram_of_many_texts_in_chunks() -> None:
-    texts = [f"text {i}" for i in range(5000)]
-    chunked = pa.chunked_array([texts[:7], texts[7:]])
-    once, in_a_row = baselines.byte_unigram(chunked), baselines.byte_unigram(pa.array(texts))
-    assert once.tolist() == in_a_row.tolist()
-    assert np.exp(-once).sum() == pytest.approx(1)
-
-
-def test_spelling_charges_each_byte_and_the_end_of_the_word() -> None:
-    nats = np.arange(256.0)
-    found = baselines.spelling(["ab", "é", ""], nats)
-    assert found.tolist() == [97 + 98 + 32, 0xC3 + 0xA9 + 32, 32]
-    assert baselines.spelling([], nats).tolist() == []
-
-
 def test_word_unigram() -> None:
     nats = baselines.word_unigram(np.array([1, 1, 3], np.int32), WORDS)
     np.testing.assert_allclose(np.exp(-nats), [0, 3 / 7, 1 / 7, 2 / 7, 1 / 7])
@@ -146,3 +119,10 @@ def test_a_longer_history_tells_more() -> None:
     train = [[1, 2, 3], [4, 2, 1]] * 20
     assert probabilities(train, [[1, 2, 3]], 2)[2] == pytest.approx(1 / 2, abs=0.05)
     assert probabilities(train, [[1, 2, 3]], 3)[2] > 0.95
+
+
+def test_the_mixture_is_the_mean_of_the_probabilities() -> None:
+    one, other = np.array([0.5, 1e-9, 1.0]), np.array([0.1, 1e-3, 1.0])
+    found = baselines.mixture(-np.log(one), -np.log(other))
+    np.testing.assert_allclose(np.exp(-found), (one + other) / 2)
+    assert np.isfinite(baselines.mixture(np.array([2000.0]), np.array([3000.0]))).all()

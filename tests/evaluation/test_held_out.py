@@ -8,10 +8,12 @@ import pyarrow as pa
 import pytest
 from keras import ops
 
-from minigpt.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, WordTokenizer
-from minigpt.evaluation import baselines, held_out
+from minigpt.data.tokenizer import SEPARATOR_TOKEN, SPECIAL_TOKENS, UNKNOWN, WordTokenizer
+from minigpt.evaluation import held_out
+from minigpt.evaluation.charges import Charges, Nats
 from minigpt.evaluation.held_out import HeldOut
 
+NOTHING = Nats(0.0, 0.0, 0.0, 0.0)
 LENGTH = 6  # the network's context
 WORDS = WordTokenizer((*SPECIAL_TOKENS, "the", "a", "film", "was", "good", "bad", "."), "spaced")
 TEXTS = pa.array(
@@ -23,7 +25,7 @@ TEXTS = pa.array(
         "the film was good.",
     ]
 )
-BYTE_NATS = baselines.byte_unigram(held_out.plain(TEXTS))
+CHARGES = Charges([TEXTS], WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def network(make_network: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def reviews() -> HeldOut:
-    return held_out.read(TEXTS, WORDS, BYTE_NATS)
+    return held_out.read(TEXTS, CHARGES)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def test_every_token_but_a_reviews_first_is_a_target_once(
 
 
 def test_the_figures_of_a_model(network: Any, reviews: HeldOut, expected: Any) -> None:
-    measured = held_out.measure(network, WORDS, TEXTS, BYTE_NATS)
+    measured = held_out.measure(network, CHARGES, TEXTS)
     nats = [row[0] for row in expected]
     targets = reviews.ids[reviews.targets]
     known = [row[0] for row, word in zip(expected, targets, strict=True) if word != UNKNOWN]
@@ -82,41 +84,33 @@ def test_the_figures_of_a_model(network: Any, reviews: HeldOut, expected: Any) -
             "known_perplexity": math.exp(np.mean(known)),
             "accuracy": np.mean([row[1] for row in expected]),
             "unk_share": 2 / len(nats),
-            "bits_per_byte": (sum(nats) + reviews.spelled_nats) / math.log(2) / reviews.text_bytes,
+            "bits_per_byte": (sum(nats) + sum(reviews.charged)) / math.log(2) / reviews.text_bytes,
         },
         rel=1e-5,
     )
 
 
-def test_what_is_spelled() -> None:
-    nats = np.zeros(256)
-    nats[[ord(" "), ord("x"), ord("q"), ord("a"), ord("b")]] = 1, 10, 100, 1000, 0.5
-    words = WordTokenizer((*SPECIAL_TOKENS, "a", "b"), "spaced")
-    reviews = held_out.read(pa.array(["A b x", "", "q  q B", " b"]), words, nats)
-    # The first tokens a, q and b, known or not, and the later x and q; a space after each.
-    assert reviews.spelled_nats == 1000 + 100 + 0.5 + 10 + 100 + 5
-    assert reviews.ids[reviews.targets].tolist() == [3, UNKNOWN, UNKNOWN, 3]
-    assert reviews.text_bytes == len("a b x") + len("q q b") + len("b")
-
-
 def test_bits_per_byte_by_hand() -> None:
-    reviews = HeldOut(np.array([2, 3, 1], np.int32), np.array([0, 3]), np.array([1, 2]), 5.0, 7)
+    charged = Nats(first=2.0, spelling=1.5, spacing=1.0, case=0.5)
+    reviews = HeldOut(np.array([2, 3, 1], np.int32), np.array([0, 3]), np.array([1, 2]), charged, 7)
     found = held_out.figures(reviews, np.array([1.0, 2.0]))
     assert found["loss"] == 1.5 and found["perplexity"] == pytest.approx(math.exp(1.5))
     assert found["bits_per_byte"] == pytest.approx((1 + 2 + 5) / math.log(2) / 7)
+    parts = held_out.charged(reviews)
+    assert parts["spelling"] == pytest.approx(1.5 / math.log(2) / 7)
+    assert sum(parts.values()) == pytest.approx(5 / math.log(2) / 7)
 
 
 def test_a_smaller_vocabulary_gains_nothing() -> None:
     # Two models that know the same: one names the rare words, the other says [UNK] with the
     # probability of all of them together and then has to spell the one it meant.
     texts = pa.array(["the q", "the x", "the x", "the the"])
-    nats = baselines.byte_unigram(texts)
     large, small = (
         WordTokenizer((*SPECIAL_TOKENS, *words), "spaced") for words in (["the", "x", "q"], ["the"])
     )
     figures = {}
     for words in (large, small):
-        reviews = held_out.read(texts, words, nats)
+        reviews = held_out.read(texts, Charges([texts], words))
         ids = reviews.ids[reviews.targets]
         shares = np.bincount(ids) / len(ids)
         figures[words] = held_out.figures(reviews, -np.log(shares[ids]))
@@ -126,16 +120,29 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
 
 def test_the_bytes_do_not_depend_on_the_tokenizer(reviews: HeldOut) -> None:
     few = WordTokenizer((*SPECIAL_TOKENS, "the"), "published")
-    assert held_out.read(TEXTS, few, BYTE_NATS).text_bytes == reviews.text_bytes
+    found = held_out.read(TEXTS, Charges([TEXTS], few)).text_bytes
+    assert found == reviews.text_bytes == len("".join(TEXTS.to_pylist()))
 
 
-def test_plain_text() -> None:
-    raw = pa.array(["  A\t\nB<br /><br />C\v\f\r d ", "<br />", "É"])
-    assert held_out.plain(raw).to_pylist() == ["a b c d", "", "É"]
+def test_behind_a_separator_the_first_token_is_a_target() -> None:
+    words = WordTokenizer((*SPECIAL_TOKENS, SEPARATOR_TOKEN, "the", "film"), "spaced")
+    reviews = held_out.read(pa.array(["The film", "", "film"]), Charges([TEXTS], words))
+    assert reviews.ids.tolist() == [2, 3, 4, 2, 2, 4]
+    assert reviews.targets.tolist() == [1, 2, 5]
+    assert reviews.charged.first == 0
+
+
+def test_prefixes_are_what_the_published_sequences_cover() -> None:
+    texts = pa.array(['Say "Hello  there".<br />It\n', "", "One", " Two words"])
+    cut = held_out.prefixes(texts, 4)
+    assert cut.to_pylist() == ['Say "Hello  there"', "", "One", " Two words"]
+    _, offsets = WordTokenizer(SPECIAL_TOKENS, "published").encode(cut)
+    assert np.diff(offsets).tolist() == [4, 0, 1, 2]
+    assert held_out.prefixes(pa.chunked_array([texts]), 1)[0].as_py() == "Say"
 
 
 def test_without_a_known_target() -> None:
-    reviews = HeldOut(np.array([2, 1], np.int32), np.array([0, 2]), np.array([1]), 0.0, 3)
+    reviews = HeldOut(np.array([2, 1], np.int32), np.array([0, 2]), np.array([1]), NOTHING, 3)
     found = held_out.model_figures(reviews, np.array([1000.0]), np.array([False]))
     assert (found["known_loss"], found["unk_share"]) == (0, 1)
     assert math.isfinite(found["perplexity"])
@@ -155,7 +162,7 @@ def test_loss_by_band() -> None:
     ids = np.array([0, 2, 11, 12, 101, 102, 1001, 1002, 10_001, 10_002, 50_000, 1], np.int32)
     targets = np.arange(1, len(ids))
     losses = np.arange(len(targets), dtype=float)
-    reviews = HeldOut(ids, np.array([0, len(ids)]), targets, 0.0, 1)
+    reviews = HeldOut(ids, np.array([0, len(ids)]), targets, NOTHING, 1)
     rows = held_out.loss_by_band(reviews, {"loss": losses, "other": losses + 1})
     assert [(row["band"], row["loss"], row["other"], row["targets"]) for row in rows] == [
         ("1-10", 0.5, 1.5, 2),

@@ -25,7 +25,9 @@ def test_the_table_of_losses_has_each_model() -> None:
         "known_perplexity": 5.0,
         "accuracy": 0.5,
         "unk_share": 0.25,
+        "charged": {"case": 0.03, "spelling": 0.1},
         "kneser_ney": {**row, "loss": 6.0},
+        "mixture": {**row, "loss": 5.5},
         "unigram": {**row, "loss": 7.0},
         "held_out": {"reviews": 1234, "targets": 5678, "bytes": 9},
     }
@@ -36,4 +38,6 @@ def test_the_table_of_losses_has_each_model() -> None:
     }
     assert rows["model"] == ["1.0000", "2.00", "3.0000"]
     assert rows["Kneser-Ney 3-gram"][0] == "6.0000"
+    assert rows["mean of both"][0] == "5.5000"
     assert rows["unigram"][0] == "7.0000"
+    assert "0.1300 are for what the targets leave out (case 0.0300, spelling 0.1000)" in page

@@ -28,7 +28,7 @@ from tracked import CONFIG, fake_model, write_evaluation, write_run
 
 from minigpt.common.errors import InputError
 from minigpt.tracking.mirror import Mirror
-from minigpt.tracking.registry import MEASURED_ON, challenge, register
+from minigpt.tracking.registry import MEASURED, challenge, register
 
 pytestmark = [
     pytest.mark.pipeline,
@@ -170,11 +170,11 @@ def test_a_run_and_a_model_go_there_and_come_back(
         name="minigpt",
         alias="challenger",
         prompts=["this movie"],
-        tags={"bits_per_byte": 1.5, MEASURED_ON: "reviews"},
+        tags={"bits_per_byte": 1.5, MEASURED["measure"]: 2, MEASURED["measured_on"]: "reviews"},
         description=lambda version: "a card " * 1000,
     )
     assert registered["version"] == "1"
-    challenger = {"version": "1", "measured_on": "reviews", "bits_per_byte": 1.5}
+    challenger = {"version": "1", "measure": 2, "measured_on": "reviews", "bits_per_byte": 1.5}
     outcomes = [
         challenge(server.url, "minigpt", challenger, {"min_improvement": 0.0}, dict)
         for _ in range(2)

@@ -151,6 +151,17 @@ def test_keys_that_decide_no_weights_rerun_nothing(project: Project) -> None:
     assert project.yaml("resolved.yaml")["logging"]["steps"] == 1
 
 
+def test_bits_per_byte_mean_the_same_after_an_epoch_and_in_the_evaluation(
+    finished: Project,
+) -> None:
+    kept, evaluated = finished.json("reports/train.json"), finished.json("reports/evaluation.json")
+    for ours, theirs in (("val_loss", "loss"), ("val_bits_per_byte", "bits_per_byte")):
+        assert kept[ours] == pytest.approx(evaluated[theirs], rel=1e-3)
+    assert sum(evaluated["charged"].values()) < evaluated["bits_per_byte"]
+    both = evaluated["bits_per_byte"] + evaluated["kneser_ney"]["bits_per_byte"]
+    assert evaluated["mixture"]["bits_per_byte"] < both / 2  # Jensen's inequality
+
+
 def test_a_retraining_to_equal_bytes_reruns_nothing_after_it(project: Project) -> None:
     before, known = project.json("reports/run.json"), len(project.runs())
     assert project.repro("--single-item", "--force", "train") == ["train"]

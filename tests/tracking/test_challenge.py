@@ -44,9 +44,8 @@ class Registered:
         assert experiment
         run = self.client.create_run(experiment.experiment_id).info.run_id
         figures = {} if bits_per_byte is None else {"bits_per_byte": bits_per_byte}
-        own = {"measured_on": "reviews", **figures, **other}
-        tags = {key: str(value) for key, value in own.items()}
-        tags[registry.MEASURED_ON] = tags.pop("measured_on")
+        own = {"measure": 2, "measured_on": "reviews", **figures, **other}
+        tags = {key: str(value) for key, value in figures.items()} | registry.measured_tags(own)
         version = self.client.create_model_version(self.name, source, run, tags)
         return {"version": str(version.version), **own}
 
@@ -178,6 +177,28 @@ def test_a_champion_measured_elsewhere_is_measured_again(measured_elsewhere: Reg
         assert outcome["verdict"] == verdict
         measured = {"bits_per_byte": theirs, "perplexity": 90.0, "measured": "again"}
         assert outcome["champion"] == {"version": "1", **measured}
+
+
+@pytest.mark.parametrize("measure", [1, None])
+def test_a_figure_under_another_measure_is_never_compared(
+    mini: Registered, tmp_path: Path, monkeypatch: Any, measure: int | None
+) -> None:
+    """The champion's tags are of the measure before: on the same reviews, and much better."""
+    fake_model(tmp_path, monkeypatch)
+    flavor = {"artifacts": {"model": {"path": "model"}}}
+    (tmp_path / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": flavor}}))
+    assert mini.challenge(mini.version(0.5, tmp_path.as_uri(), measure=measure))
+    mine = mini.version(1.2)
+    outcome = mini.challenge(mine, lambda model: {"bits_per_byte": 1.3})
+    assert outcome["verdict"] == "promoted"
+    assert outcome["champion"] == {"version": "1", "bits_per_byte": 1.3, "measured": "again"}
+    champion.rollback(mini.uri, mini.name, reason="once more, without its model")
+    (tmp_path / "MLmodel").unlink()
+    outcome = mini.challenge(mini.version(1.1))
+    assert outcome["verdict"] == "not compared"
+    assert outcome["champion"]["problem"] == (
+        "version 1 can't be loaded: it holds no model directory"
+    )
 
 
 def test_a_champion_that_can_not_be_loaded_is_not_compared(

@@ -28,13 +28,13 @@ def test_the_figures_of_an_evaluation() -> None:
         "known_loss": 3.9,
         "unigram": {"loss": 6.0, "bits_per_byte": 2.2},
         "samples": {"reviews": 200, "copied_run_p95": 9, "copied_run_max": 31},
-        "held_out": {"reviews": 10, "digest": "d" * 64, "byte_unigram": "e" * 64},
+        "held_out": {"reviews": 10, "digest": "d" * 64, "learned": "e" * 64},
     }
     assert gate.figures(evaluation) == {**GOOD, "copied_run_p95": 9}
     measured_on = gate.measured_on(evaluation, "words")
     assert measured_on == gate.measured_on(evaluation, "words") and len(str(measured_on)) == 12
     assert gate.measured_on(evaluation, "other words") != measured_on
-    for key in ("digest", "byte_unigram"):
+    for key in ("digest", "learned"):
         other = {"held_out": {**evaluation["held_out"], key: "f" * 64}}
         assert gate.measured_on(other, "words") != measured_on
 

@@ -50,7 +50,7 @@ def test_the_gate_does_not_compare_with_it(version: Path, store: str, name: str)
     client.create_model_version(name, version.as_uri())
     champion.promote(store, name, "1", reason="the first")
     client.create_model_version(name, "file:///nowhere", run)
-    challenger = {"version": "2", "measured_on": "reviews", "bits_per_byte": 1.5}
+    challenger = {"version": "2", "measure": 2, "measured_on": "reviews", "bits_per_byte": 1.5}
 
     def measure(model: object) -> dict[str, float]:
         raise AssertionError("it can't be loaded")

@@ -16,12 +16,13 @@ from minigpt.common.errors import InputError
 from minigpt.data.tokenizer import WordTokenizer
 from minigpt.evaluation import held_out
 from minigpt.stages import register
-from minigpt.tracking import champion, gate, registry, store
+from minigpt.tracking import champion, gate, store
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-MEASURED = {"reviews": 1, "targets": 9, "digest": "d", "byte_unigram": "e"}
+MEASURED = {"reviews": 1, "targets": 9, "digest": "d", "learned": "e"}
 EVALUATION: dict[str, Any] = {
+    "measure": held_out.MEASURE,
     "loss": 4.5,
     "bits_per_byte": 1.7,
     "perplexity": 90.0,
@@ -107,6 +108,15 @@ def test_reports_of_another_model_are_refused(stage: Path) -> None:
     assert runs(stage) == []
 
 
+def test_figures_under_an_older_measure_are_refused(stage: Path) -> None:
+    content = files.read_json(paths.EVALUATION)
+    for number in (1, None):
+        files.write_json(paths.EVALUATION, {**content, "measure": number})
+        with pytest.raises(InputError, match=r"another measure than .*: run `dvc repro evaluate`"):
+            register.run()
+    assert runs(stage) == []
+
+
 @pytest.mark.usefixtures("loads")
 def test_an_experiment_in_a_copy_registers_and_does_not_promote(
     stage: Path, monkeypatch: Any
@@ -134,8 +144,8 @@ def test_a_champion_is_measured_on_the_reviews_of_the_evaluation(
     mask = register.corpus.is_validation(reviews["id"].combine_chunks(), 0.25)
     digest = held_out.digest(reviews.filter(pa.array(mask)))
     monkeypatch.setattr(held_out, "measure", lambda *args, **kwargs: {"bits_per_byte": 2.0})
+    monkeypatch.setattr(register, "Charges", lambda *args: None)
     model = SimpleNamespace(network=None, tokenizer=None)
     assert register._measure(model, 0.25, digest) == {"bits_per_byte": 2.0}  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"other reviews than .*: run `dvc repro evaluate`"):
         register._measure(model, 0.5, digest)  # type: ignore[arg-type]
-    assert registry.MEASURED_ON == "minigpt.measured_on"

@@ -106,7 +106,7 @@ def test_registering_twice_gives_one_version(
 
 
 def test_a_version_has_a_few_short_tags(project: Path, mirror: Mirror, model_dir: Path) -> None:
-    tags = {"bits_per_byte": 1.5, registry.MEASURED_ON: "ab12", "accuracy": None}
+    tags = {"bits_per_byte": 1.5, registry.MEASURED["measured_on"]: "ab12", "accuracy": None}
     model = registry.register(mirror, model_dir, **{**WANTED, "tags": tags})["model"]
     assert client(project).get_model_version("mini", "1").tags == {
         "bits_per_byte": "1.5",

@@ -37,6 +37,7 @@ def run(model: LossModel, checkpoints: Checkpoints, **changes: Any) -> list[Epoc
     options = {
         "steps": STEPS,
         "tokens": TOKENS,
+        "bits_per_byte": lambda loss: 3 * loss,
         "checkpoint_steps": 4,
         "log_steps": 2,
         "stop": Stop(),
@@ -113,6 +114,16 @@ def test_the_loss_that_is_trained(make_network: Any, compiled: Any, during_train
         assert reported == pytest.approx(expected, rel=1e-5)
 
 
+def test_the_loss_of_a_text_leaves_out_its_separators(make_network: Any) -> None:
+    network = make_network(num_blocks=1)
+    x, y = sequences(np.random.default_rng(2), 3)
+    y[:, 1] = 2
+    _, all_of_it = step(LossModel(network, padded=False, separator=2), x, y, False)
+    _, text = step(LossModel(network, padded=False), x, np.where(y == 2, 0, y), False)
+    assert all_of_it["text_loss"] == pytest.approx(text["loss"], rel=1e-5)
+    assert all_of_it["text_loss"] != pytest.approx(all_of_it["loss"], rel=1e-5)
+
+
 def test_a_batch_of_padding_alone_is_no_loss(make_network: Any) -> None:
     x = y = np.zeros((3, 8), "int32")
     found, reported = step(LossModel(make_network(num_blocks=1), padded=False), x, y, True)
@@ -158,6 +169,7 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["loss"] > 1.5 and rows[-1]["loss"] < 0.5 and rows[-1]["val_loss"] < 0.3
     assert rows[-1]["val_perplexity"] == pytest.approx(np.exp(rows[-1]["val_loss"]))
+    assert rows[-1]["val_bits_per_byte"] == pytest.approx(3 * rows[-1]["val_loss"])
     assert 0 < rows[-1]["val_seed_loss"] != rows[-1]["val_loss"]
     assert rows[-1]["val_unk_share"] == 0
     assert rows[-1]["learning_rate"] == pytest.approx(0, abs=1e-8)

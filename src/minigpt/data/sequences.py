@@ -3,7 +3,7 @@
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -102,6 +102,7 @@ def write(
     *,
     config: SequencesConfig,
     tokenizer: Tokenizer,
+    text: Mapping[str, float] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Writes the windows of all reviews as shards of `tf.train.Example`, with a manifest.
@@ -120,6 +121,9 @@ def write(
         config: The section `sequences`; its `shards` are those of the training split, while the
             small validation split has one.
         tokenizer: The tokenizer that gave the ids.
+        text: What turns the loss of the validation split into bits per byte, for the manifest:
+            `bytes` of its reviews, their `targets` without separators, and the nats `charged` for
+            what these leave out. None if the sequences are not made of the whole text.
         progress: Called with the windows written so far, and at the end with the total.
 
     Returns:
@@ -150,6 +154,7 @@ def write(
             number = config.shards if split == "train" else 1
             shards = _divide(fresh / split, sizes[split], number)
             manifest["splits"][split] = {**counts, "shards": shards}
+        manifest["splits"]["validation"]["text"] = text and dict(text)
         files.write_json(fresh / MANIFEST, manifest)
     if progress:
         total = sum(map(len, sizes.values()))
@@ -332,6 +337,23 @@ def _divide(whole: Path, sizes: "array[int]", number: int) -> list[dict[str, Any
             entries.append({"file": shard.name, "records": len(part), **facts})
     whole.unlink()
     return entries
+
+
+def bits_per_byte(manifest: Mapping[str, Any], loss: float) -> float | None:
+    """Returns what a loss on the validation split is in bits per byte of its text.
+
+    Args:
+        manifest: What `verify` returns.
+        loss: Mean nats of the split's targets without separators. What `packed` leaves out counts
+            as much as the rest.
+
+    Returns:
+        None if nothing is held out, or if the sequences are not made of the whole text (`head`).
+    """
+    text = manifest["splits"]["validation"]["text"]
+    if not text:
+        return None
+    return float((loss * text["targets"] + text["charged"]) / math.log(2) / text["bytes"])
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:

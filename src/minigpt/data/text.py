@@ -5,6 +5,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +24,15 @@ _OTHER, _SPACE, _MARK = range(3)
 _KINDS = np.full(256, _OTHER, np.uint8)
 _KINDS[list(WHITE_SPACE.encode())] = _SPACE
 _KINDS[list(PUNCTUATION.encode())] = _MARK
+_LOWER = np.frombuffer(bytes(range(256)).lower(), np.uint8)
 
-# `<[bB]`, since a pattern that begins with a letter is found several times faster than `(?i)<b`.
-_BREAKS = {
-    "published": "<[bB][rR] />",
-    "spaced": "<[bB][rR] />",
-    "words": "<[bB][rR] ?/?>",
+_TAGS = {
+    style: [np.frombuffer(tag, np.uint8) for tag in tags]
+    for style, tags in (
+        ("published", [b"<br />"]),
+        ("spaced", [b"<br />"]),
+        ("words", [b"<br />", b"<br>", b"<br >", b"<br/>"]),
+    )
 }
 
 # A link, as tokens: the spaces in it are lost, so it ends where a sentence is as likely to begin.
@@ -108,9 +112,13 @@ def tokenise(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     Raises:
         ValueError: The style is unknown.
     """
-    lower = pc.utf8_lower if style == "words" else pc.ascii_lower
     # No letter's lower case is a mark or white space, so this is the lower case of the surfaces.
-    return surfaces(lower(texts.cast(pa.string())), style)
+    return surfaces(lower(texts.cast(pa.string()), style), style)
+
+
+def lower(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.Array | pa.ChunkedArray:
+    """Returns texts, or the `surfaces` of their tokens, with the letters that a style lowers."""
+    return pc.utf8_lower(texts) if style == "words" else pc.ascii_lower(texts)
 
 
 def surfaces(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
@@ -121,26 +129,66 @@ def surfaces(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
         style: One of `STYLES`.
 
     Returns:
-        (N,) lists of strings, one for each token of `tokenise`, in the same order. What lies
-        between two of them in the text is white space and line breaks in HTML, which no token has.
+        (N,) lists of strings, one for each token of `tokenise`, in the same order.
 
     Raises:
         ValueError: The style is unknown.
+    """
+    bounds, letters, begins, kept = _split(texts, style)
+    letters = letters.compress(kept)
+    offsets = np.append(np.flatnonzero(begins.compress(kept)), len(letters))
+    return _lists(np.flatnonzero(begins).searchsorted(bounds), offsets, letters)
+
+
+def gaps(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
+    """Returns the white space and line breaks before, between and behind the tokens of texts.
+
+    Args:
+        texts: (N,) strings, none of them null.
+        style: One of `STYLES`.
+
+    Returns:
+        (N,) lists of strings, n + 1 for a text of n tokens; "" where nothing lies between two.
+
+    Raises:
+        ValueError: The style is unknown.
+    """
+    bounds, letters, begins, kept = _split(texts, style)
+    places = np.flatnonzero(~kept)
+    text_of = bounds.searchsorted(places, side="right") - 1
+    gap_of = np.cumsum(begins)[places] + text_of
+    offsets = np.flatnonzero(begins).searchsorted(bounds) + np.arange(len(bounds))
+    sizes = np.bincount(gap_of, minlength=offsets[-1])
+    return _lists(offsets, np.append(0, np.cumsum(sizes)), letters[places])
+
+
+def _split(
+    texts: pa.Array | pa.ChunkedArray, style: str
+) -> tuple[
+    npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.bool_], npt.NDArray[np.bool_]
+]:
+    """Finds the tokens of (N,) texts.
+
+    Returns:
+        (N + 1,) where each text begins and the last one ends, in bytes; the bytes of all texts in
+        a row; which of them begin a token, and which of them belong to one.
     """
     if style not in STYLES:
         raise ValueError(f"style {style!r} is not one of {STYLES}")
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
-    texts = pc.replace_substring_regex(texts.cast(pa.string()), _BREAKS[style], " ")
-    if not len(texts):
-        return pa.array([], pa.list_(pa.string()))
-    _, places, data = texts.buffers()
-    bounds = np.frombuffer(places, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    texts = texts.cast(pa.string())
+    _, ends, data = texts.buffers()
+    bounds = np.zeros(1, np.int32)
+    if len(texts):
+        bounds = np.frombuffer(ends, np.int32)[texts.offset : texts.offset + len(texts) + 1]
     letters = np.frombuffer(data or b"", np.uint8)[bounds[0] : bounds[-1]]
     bounds = bounds - bounds[0]
     # No space is inserted: a token begins where a space is or would be, and once white space is
     # dropped it ends where the next one begins. take and compress are twice as fast as indexing.
     kinds = _KINDS.take(letters)
+    for tag in _TAGS[style]:
+        kinds[_places(tag, letters, bounds)] = _SPACE
     begins = kinds == _MARK
     ends = kinds == _SPACE if style == "published" else kinds != _OTHER
     kept = kinds != _SPACE
@@ -149,13 +197,25 @@ def surfaces(texts: pa.Array | pa.ChunkedArray, style: str) -> pa.ListArray:
     begins[1:] |= ends[:-1]
     begins[bounds[bounds < len(letters)]] = True
     begins &= kept
-    letters = letters.compress(kept)
-    offsets = np.append(np.flatnonzero(begins.compress(kept)), len(letters)).astype(np.int32)
-    counts = np.flatnonzero(begins).searchsorted(bounds).astype(np.int32)
-    tokens = pa.StringArray.from_buffers(
-        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(letters)
+    return bounds, letters, begins, kept
+
+
+def _places(
+    tag: npt.NDArray[np.uint8], letters: npt.NDArray[np.uint8], bounds: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    """Returns the places of the bytes of each tag such as `<br />`, in any case, within a text."""
+    first = np.flatnonzero(letters == tag[0])
+    first = first[first + len(tag) <= bounds[bounds.searchsorted(first, side="right")]]
+    places = first[:, None] + np.arange(len(tag))
+    found = _LOWER.take(letters[places]) == tag
+    return places[found.all(axis=1)]
+
+
+def _lists(counts: npt.NDArray[Any], offsets: npt.NDArray[Any], letters: Any) -> pa.ListArray:
+    strings = pa.StringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(letters)
     )
-    return pa.ListArray.from_arrays(pa.array(counts), tokens)
+    return pa.ListArray.from_arrays(pa.array(counts.astype(np.int32)), strings)
 
 
 def _outside_ascii(

@@ -15,28 +15,6 @@ Offsets = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 BEGIN = 0  # begins each review; the id of padding, which no token has
-_PIECE = 2000  # texts to count at a time
-
-
-def byte_unigram(texts: pa.Array | pa.ChunkedArray) -> Floats:
-    """Counts the bytes of texts, with add-one smoothing.
-
-    Args:
-        texts: Strings whose words are separated by single spaces; each text gets a final one.
-
-    Returns:
-        (256,) nats of each byte; a space is the end of a word.
-    """
-    counts = np.ones(256, np.int64)
-    for start in range(0, len(texts), _PIECE):
-        piece = " ".join([*texts[start : start + _PIECE].to_pylist(), ""]).encode()
-        counts += np.bincount(np.frombuffer(piece, np.uint8), minlength=256)
-    return np.log(counts.sum()) - np.log(counts)
-
-
-def spelling(words: Sequence[str], byte_nats: Floats) -> Floats:
-    """Returns the nats of words byte by byte: of their UTF-8 bytes and the space that ends each."""
-    return np.array([byte_nats[list(f"{word} ".encode())].sum() for word in words], np.float64)
 
 
 def word_unigram(train_ids: Ints, words: int) -> Floats:
@@ -105,6 +83,11 @@ def kneser_ney(
         )
         histories, grams = grams, longer
     return -np.log(probabilities)
+
+
+def mixture(one: Floats, other: Floats) -> Floats:
+    """Returns the nats of each token under the mean of two models' probabilities."""
+    return np.log(2) - np.logaddexp(-one, -other)
 
 
 def _pad(texts: Sequence[tuple[Ints, Offsets]], begins: int) -> tuple[Ints, Offsets]:

@@ -2,13 +2,19 @@
 
 The targets are all tokens of a review but the first. A mean is one sum over all targets, divided
 once.
+
+Bits per byte compares any two models, whatever their tokenizers. It is what it takes to write the
+reviews byte by byte, as the corpus defines them (`corpus.white_space`), divided by their UTF-8
+bytes. The targets are charged to the model, and what the tokens leave out (the first token of a
+review, the spelling of [UNK], white space, capitals) to the models in `charges`. Figures are
+compared only under the same number, `MEASURE`.
 """
 
 import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,11 +22,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from minigpt.data import sequences
-from minigpt.data.tokenizer import PADDING, UNKNOWN, Tokenizer, WordTokenizer
-from minigpt.evaluation.baselines import spelling
+from minigpt.data import sequences, text
+from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts
+from minigpt.evaluation.charges import Charges, Nats
 from minigpt.model import loss as cross_entropy
 from minigpt.model.network import MiniGPT
+
+# Of bits per byte. 1: of lower-case text with single spaces, [UNK] and first tokens spelled byte by
+# byte. 2: of the text as the corpus defines it, with `charges`.
+MEASURE = 2
 
 BATCH_SIZE = 128  # windows in a step; the figures do not depend on it
 BANDS = (10, 100, 1_000, 10_000)  # the last frequency rank of each band but the last
@@ -39,26 +49,15 @@ class HeldOut:
         ids: The token ids of all reviews in a row.
         offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
         targets: The places in `ids` of the targets, in order.
-        spelled_nats: The nats of what is spelled byte by byte: each first token, and each target
-            that is [UNK], whose [UNK] costs its own nats besides.
-        text_bytes: UTF-8 bytes of the reviews' plain texts (see `plain`).
+        charged: The nats of what the targets leave out.
+        text_bytes: UTF-8 bytes of the reviews.
     """
 
     ids: npt.NDArray[np.int32]
     offsets: Ints
     targets: Ints
-    spelled_nats: float
+    charged: Nats
     text_bytes: int
-
-
-def plain(texts: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
-    """Returns texts as all styles read them: in lower case and with single spaces.
-
-    ASCII letters become lower case, `<br />` and each run of white space one space, and the ends
-    are trimmed.
-    """
-    texts = pc.replace_substring(pc.ascii_lower(texts), "<br />", " ")
-    return pc.ascii_trim_whitespace(pc.replace_substring_regex(texts, r"[ \t\n\v\f\r]+", " "))
 
 
 def digest(reviews: pa.Table) -> str:
@@ -70,37 +69,42 @@ def digest(reviews: pa.Table) -> str:
     return found.hexdigest()
 
 
-def read(texts: pa.Array | pa.ChunkedArray, tokenizer: Tokenizer, byte_nats: Floats) -> HeldOut:
+def read(texts: Texts, charges: Charges) -> HeldOut:
     """Reads held-out reviews with the tokenizer of a model.
 
     Args:
         texts: (N,) reviews, with at least one target among them.
-        tokenizer: The model's.
-        byte_nats: (256,), `baselines.byte_unigram` of the plain training texts.
+        charges: Of the model's tokenizer, learned from the training reviews.
     """
-    bare, bounds = tokenizer.encode(texts)
-    ids, offsets = sequences.documents(bare, bounds, tokenizer.separator)
-    first = np.zeros(len(ids), np.bool_)
-    first[offsets[:-1][np.diff(offsets) > 0]] = True
-    lost = bare == tokenizer.unknown
-    if tokenizer.separator is None:
-        lost |= first
-    spelled: list[str] = []
-    if lost.any():  # of words, then
-        words = cast(WordTokenizer, tokenizer).split(texts)
-        spelled = words.values.filter(pa.array(lost)).to_pylist()
-    size = pc.sum(pc.binary_length(plain(texts))).as_py()
-    nats = float(spelling(spelled, byte_nats).sum())
-    return HeldOut(ids, offsets, np.flatnonzero(~first), nats, size)
+    tokenizer = charges.tokenizer
+    ids, offsets = sequences.documents(*tokenizer.encode(texts), tokenizer.separator)
+    is_target = np.ones(len(ids), np.bool_)
+    is_target[offsets[:-1][np.diff(offsets) > 0]] = False
+    size = pc.sum(pc.binary_length(texts)).as_py()
+    return HeldOut(ids, offsets, np.flatnonzero(is_target), charges(texts), size)
+
+
+def prefixes(texts: Texts, tokens: int = 81) -> pa.Array:
+    """Returns the beginnings of texts that the published sequences cover.
+
+    Models that read whole reviews can be measured on the same bytes as one that was trained, as
+    published, on the first 80 targets of each.
+
+    Args:
+        texts: (N,) reviews.
+        tokens: The tokens of the style `published` to keep, with what stands before each.
+    """
+    words = text.surfaces(texts, "published").to_pylist()
+    gaps = text.gaps(texts, "published").to_pylist()
+    kept = (
+        "".join(map("".join, zip(before, typed[:tokens], strict=False)))
+        for before, typed in zip(gaps, words, strict=True)
+    )
+    return pa.array(kept, pa.string())
 
 
 def figures(reviews: HeldOut, losses: Floats) -> dict[str, float]:
     """Computes the figures that a model and a baseline share.
-
-    `bits_per_byte` compares any two of them, whatever their tokenizers. It divides the bits that
-    encode the reviews by the bytes of their plain texts, which are the same for all. The targets
-    are encoded by the model; what lies behind an [UNK], and the first token of each review, byte by
-    byte. No style keeps whether there was a space beside punctuation; `spaced` keeps the least.
 
     Args:
         reviews: The reviews, with at least one target.
@@ -110,12 +114,18 @@ def figures(reviews: HeldOut, losses: Floats) -> dict[str, float]:
         loss (nats per target), perplexity and bits_per_byte.
     """
     loss = float(losses.mean())
-    bits = (float(losses.sum()) + reviews.spelled_nats) / math.log(2)
+    bits = (float(losses.sum()) + sum(reviews.charged)) / math.log(2)
     return {
         "loss": loss,
         "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
         "bits_per_byte": bits / reviews.text_bytes,
     }
+
+
+def charged(reviews: HeldOut) -> dict[str, float]:
+    """Returns the part of bits_per_byte that is charged besides the targets, for what it is."""
+    parts = reviews.charged._asdict().items()
+    return {name: nats / math.log(2) / reviews.text_bytes for name, nats in parts}
 
 
 def model_losses(
@@ -190,29 +200,23 @@ def model_figures(
 
 
 def measure(
-    network: MiniGPT,
-    tokenizer: Tokenizer,
-    texts: pa.Array | pa.ChunkedArray,
-    byte_nats: Floats,
-    *,
-    progress: Progress | None = None,
+    network: MiniGPT, charges: Charges, texts: Texts, *, progress: Progress | None = None
 ) -> dict[str, float]:
     """Measures a model on held-out reviews.
 
     Models with other tokenizers, context lengths and policies are measured on the same text (see
-    `model_losses`); bits_per_byte compares them (see `figures`).
+    `model_losses`).
 
     Args:
         network: The model.
-        tokenizer: The model's.
+        charges: Of the model's tokenizer, learned from the training reviews.
         texts: (N,) held-out reviews.
-        byte_nats: (256,), `baselines.byte_unigram` of the plain training texts.
         progress: Called after each step with the windows done and the windows in all.
 
     Returns:
         What `model_figures` returns.
     """
-    reviews = read(texts, tokenizer, byte_nats)
+    reviews = read(texts, charges)
     losses, right, _ = model_losses(network, reviews, progress=progress)
     return model_figures(reviews, losses, right)
 

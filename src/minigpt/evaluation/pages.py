@@ -30,7 +30,7 @@ def losses(numbers: Mapping[str, Any], order: int) -> str:
         numbers: The content of reports/evaluation.json.
         order: The words in the n-grams of the n-gram model.
     """
-    held_out = numbers["held_out"]
+    held_out, charged = numbers["held_out"], numbers["charged"]
     page = (
         f"Held out: {held_out['reviews']:,} reviews, {held_out['targets']:,} targets, "
         f"{held_out['bytes']:,} bytes\n\n"
@@ -41,6 +41,7 @@ def losses(numbers: Mapping[str, Any], order: int) -> str:
         ("model", numbers),
         ("  [UNK] left out", known),
         (f"Kneser-Ney {order}-gram", numbers["kneser_ney"]),
+        ("mean of both", numbers["mixture"]),
         ("unigram", numbers["unigram"]),
     ):
         bits = f"{row['bits_per_byte']:16.4f}" if "bits_per_byte" in row else ""
@@ -48,7 +49,9 @@ def losses(numbers: Mapping[str, Any], order: int) -> str:
     return page + (
         f"\nThe model's accuracy is {numbers['accuracy']:.4f}; {numbers['unk_share']:.4f} of the "
         "targets are [UNK].\nThe model sees the words before a target in its window, the n-gram "
-        "model those before it in its review.\n\n"
+        "model those before it in its review.\n"
+        f"Of the bits per byte, {sum(charged.values()):.4f} are for what the targets leave out "
+        f"({', '.join(f'{name} {bits:.4f}' for name, bits in charged.items())}).\n\n"
     )
 
 

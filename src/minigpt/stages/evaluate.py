@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from minigpt import config
 from minigpt.common import files, paths, progress
-from minigpt.data import corpus
+from minigpt.data import corpus, sequences
 from minigpt.data.text import tokenise
 from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
+from minigpt.evaluation.charges import Charges
 from minigpt.evaluation.samples import Sample
 from minigpt.generation.decoding import Generator
 from minigpt.generation.prompts import known
@@ -32,7 +33,8 @@ def run() -> None:
     trained = directory.load(paths.MODEL)
     asked = known(trained.tokenizer, settings.evaluate.prompts, "evaluate.prompts")
     learned, held = _split(trained.config["sequences"]["validation_fraction"])
-    train = trained.tokenizer.encode(learned["text"])
+    encoded = trained.tokenizer.encode(learned["text"])
+    train = sequences.documents(*encoded, trained.tokenizer.separator)
 
     read, figures, by_position, by_band = _measure(
         trained, learned, held, train, settings.evaluate.ngram_order
@@ -42,6 +44,7 @@ def run() -> None:
     reviews = copying.Reviews(learned["text"])
     written = samples.write(generator, asked, settings.evaluate, reviews, bar)
     numbers = {
+        "measure": held_out.MEASURE,
         **figures,
         "samples": samples.count(written),
         "held_out": _measured_on(read, learned, held),
@@ -86,15 +89,19 @@ def _measure(
     if not len(held):
         log.info("sequences.validation_fraction is 0, nothing is held out: no loss is measured")
         return None, {}, [], []
-    byte_nats = baselines.byte_unigram(held_out.plain(learned["text"]))
-    read = held_out.read(held["text"], trained.tokenizer, byte_nats)
+    bar = progress.bar("evaluate: what the tokens leave out", "reviews")
+    read = held_out.read(held["text"], Charges([learned["text"]], trained.tokenizer, bar))
     bar = progress.bar("evaluate", "windows")
     losses, right, positions = held_out.model_losses(trained.network, read, progress=bar)
-    words = len(trained.tokenizer)
-    unigram = baselines.word_unigram(train[0], words)[read.ids[read.targets]]
-    ngrams = baselines.kneser_ney(train, (read.ids, read.offsets), words, order)[read.targets]
+    words, ids = len(trained.tokenizer), read.ids
+    if trained.tokenizer.padding is None:  # the baselines need the id 0 for themselves
+        words, ids, train = words + 1, ids + 1, (train[0] + 1, train[1])
+    unigram = baselines.word_unigram(train[0], words)[ids[read.targets]]
+    ngrams = baselines.kneser_ney(train, (ids, read.offsets), words, order)[read.targets]
     figures = {
         **held_out.model_figures(read, losses, right),
+        "charged": held_out.charged(read),
+        "mixture": held_out.figures(read, baselines.mixture(losses, ngrams)),
         "unigram": held_out.figures(read, unigram),
         "kneser_ney": held_out.figures(read, ngrams),
     }
@@ -115,8 +122,8 @@ def _measured_on(
         "targets": len(read.targets) if read else 0,
         "bytes": read.text_bytes if read else 0,
         "digest": held_out.digest(held) if read else "",
-        # Bits per byte depend on the training reviews too: the byte unigram is theirs.
-        "byte_unigram": held_out.digest(learned) if read else "",
+        # Bits per byte depend on the training reviews too: the charges are learned from them.
+        "learned": held_out.digest(learned) if read else "",
     }
 
 

@@ -9,7 +9,8 @@ from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.common.errors import InputError
 from minigpt.data import corpus
-from minigpt.evaluation import baselines, held_out
+from minigpt.evaluation import held_out
+from minigpt.evaluation.charges import Charges
 from minigpt.model import directory
 from minigpt.tracking import card, gate, registry
 from minigpt.tracking.mirror import Mirror
@@ -27,6 +28,11 @@ def run() -> None:
                 f"{path} describes another model than {paths.MODEL}: run `dvc repro {stage}`"
             )
     evaluation = files.read_json(paths.EVALUATION)
+    if evaluation.get("measure") != held_out.MEASURE:
+        raise InputError(
+            f"{paths.EVALUATION} has figures under another measure than {held_out.MEASURE}: run "
+            "`dvc repro evaluate`"
+        )
     limits, figures = settings.gate.model_dump(mode="json"), gate.figures(evaluation)
     mirror = Mirror(Path.cwd(), settings, strict=True)
     mirror.send()
@@ -37,7 +43,10 @@ def run() -> None:
         is_full = len(trained.tokenizer) >= trained.config["vocabulary"]["max_tokens"]
         outcome = _refused(found, figures, limits, gate.way_on(found, is_full=is_full))
     else:
-        measured_on = gate.measured_on(evaluation, trained.tokenizer.sha256)
+        measured = {
+            "measure": evaluation["measure"],
+            "measured_on": gate.measured_on(evaluation, trained.tokenizer.sha256),
+        }
         registered = registry.register(
             mirror,
             paths.MODEL,
@@ -45,7 +54,7 @@ def run() -> None:
             name=settings.tracking.model_name,
             alias=settings.tracking.alias,
             prompts=[files.read_json_lines(paths.SAMPLES)[0]["prompt"]],
-            tags={**figures, registry.MEASURED_ON: measured_on},
+            tags={**figures, **registry.measured_tags(measured)},
             description=lambda version: _card(mirror, version, evaluation),
         )
         log.info("registered %s as @%s", registered["uri"], registered["alias"])
@@ -53,7 +62,7 @@ def run() -> None:
         outcome = registry.challenge(
             mirror.uri,
             registered["name"],
-            {"version": registered["version"], "measured_on": measured_on, **figures},
+            {"version": registered["version"], **measured, **figures},
             limits,
             lambda model: _measure(model, fraction, evaluation["held_out"]["digest"]),
             promotes=gate.promotes(settings.gate.promote, Path.cwd()),
@@ -111,10 +120,11 @@ def _measure(
             f"{paths.EVALUATION} was measured on other reviews than {paths.REVIEWS} holds: run "
             "`dvc repro evaluate`"
         )
+    learned = reviews["text"].filter(~mask)
+    bar = progress.bar("what the champion's tokens leave out", "reviews")
     return held_out.measure(
         model.network,
-        model.tokenizer,
+        Charges([learned], model.tokenizer, bar),
         held["text"],
-        baselines.byte_unigram(held_out.plain(reviews["text"].filter(~mask))),
         progress=progress.bar("the champion on these reviews", "windows"),
     )

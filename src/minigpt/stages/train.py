@@ -1,5 +1,6 @@
 """Trains the model: data/sequences/ and data/tokenizer/ -> model/ and the reports of a training."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -100,6 +101,7 @@ def run() -> None:
             settings.train,
             steps=steps,
             tokens=split["targets"],
+            bits_per_byte=functools.partial(sequences.bits_per_byte, manifest),
             checkpoint_steps=settings.checkpointing.steps,
             log_steps=settings.logging.steps,
             write_texts=write_texts,
@@ -204,6 +206,7 @@ def make_trainer(
         batch_size=train.batch_size,
         padding=words.padding,
         unknown=words.unknown,
+        separator=words.separator,
     )
     optimizer = optimizers.make(train, total_steps=train.epochs * steps)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)

@@ -1,6 +1,7 @@
 """The gate: which model is registered, and which of them is the champion. Decisions only.
 
-Two models are compared in bits per byte, the one figure that means the same for any vocabulary.
+Two models are compared in bits per byte, the one figure that means the same for any vocabulary. It
+has a number (`held_out.MEASURE`): figures under another number are never compared.
 """
 
 import hashlib
@@ -47,8 +48,8 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, float]:
 def measured_on(evaluation: Mapping[str, Any], vocabulary_sha256: str) -> str | None:
     """Returns a short digest of what the figures depend on beside the model.
 
-    Figures can be compared if these are the same: the held-out reviews, the reviews whose bytes
-    were counted for the spelling of [UNK], and the vocabulary.
+    Figures under one measure can be compared if these are the same: the held-out reviews, the
+    reviews from which the charges were learned, and the vocabulary.
 
     Args:
         evaluation: The content of reports/evaluation.json.
@@ -60,7 +61,7 @@ def measured_on(evaluation: Mapping[str, Any], vocabulary_sha256: str) -> str | 
     reviews = evaluation["held_out"]
     if not reviews["reviews"]:
         return None
-    parts = (reviews["digest"], reviews["byte_unigram"], vocabulary_sha256)
+    parts = (reviews["digest"], reviews["learned"], vocabulary_sha256)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Tags of a version, beside its figures.
 MODEL = "minigpt.model"
 REQUEST = "minigpt.request"
-MEASURED_ON = "minigpt.measured_on"
+MEASURED = {"measure": "minigpt.measure", "measured_on": "minigpt.measured_on"}
 VERDICT = "minigpt.gate"
 LONGEST_DESCRIPTION = 5000  # characters, MLflow's limit
 
@@ -57,7 +57,7 @@ def register(
         name: Of the registered model.
         alias: Set to the version.
         prompts: The input example.
-        tags: Of the version: the figures, and MEASURED_ON (see `gate`); None leaves one out.
+        tags: Of the version: the figures, and `measured_tags`; None leaves one out.
         description: Returns the version's description, in Markdown, for the version's number.
 
     Returns:
@@ -113,15 +113,15 @@ def challenge(
 ) -> dict[str, Any]:
     """Decides whether a registered version becomes the champion, does it and records the outcome.
 
-    The champion's own figures count if they were measured on the same reviews with the same
-    vocabulary; otherwise it is measured again. A decision stands: with the same figures and
-    settings, the recorded outcome is returned and no alias is touched. Only one that had to be left
-    to a person is made again where the gate may promote.
+    The champion's own figures count if they were measured under the same measure, on the same
+    reviews with the same vocabulary; otherwise it is measured again. A decision stands: with the
+    same figures and settings, the recorded outcome is returned and no alias is touched. Only one
+    that had to be left to a person is made again where the gate may promote.
 
     Args:
         uri: The address of the store.
         name: Of the registered model.
-        challenger: version, measured_on (see `gate`) and the figures.
+        challenger: version, measure and measured_on (see `gate`), and the figures.
         settings: The section `gate` of the configuration.
         measure: Returns the figures of a loaded model on the challenger's reviews.
         promotes: Whether a better version becomes the champion; if not, its verdict is
@@ -224,6 +224,15 @@ def find(uri: str, name: str, wanted: str) -> Version:
     return Version(str(found.version), figures, int(found.creation_timestamp) // 1000)
 
 
+def measured_tags(measured: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the tags of a version that say how its figures were measured.
+
+    Args:
+        measured: measure, the number, and measured_on (see `gate`), which may be None.
+    """
+    return {tag: str(measured[key]) for key, tag in MEASURED.items() if measured[key] is not None}
+
+
 def fetch(uri: str, name: str, number: str, folder: Path) -> Path | None:
     """Downloads the model directory of a version; no code that came with it is run.
 
@@ -272,7 +281,7 @@ def _champion(
     """
     with open_store(uri) as client:
         tags = client.get_model_version(name, number).tags
-    if tags.get(MEASURED_ON) == challenger["measured_on"]:
+    if measured_tags(challenger).items() <= tags.items():
         figures = {key: float(tags[key]) for key in gate.FIGURES if key in tags}
         return {"version": number, **figures, "measured": "recorded"}
     from minigpt.model import directory  # loads Keras

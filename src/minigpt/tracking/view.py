@@ -17,36 +17,45 @@ from minigpt.common.errors import InputError
 from minigpt.tracking import store
 
 NAME = "losses"
-_CURVES = ("loss", "val_loss")
-_METRICS = (*_CURVES, "val_perplexity", "evaluate/bits_per_byte")
+_BY_EPOCH = ("loss", "val_loss", "val_bits_per_byte")
+_BY_STEP = ("train_loss",)
+_METRICS = (*_BY_EPOCH, "evaluate/bits_per_byte")
 _PARAMETERS = ("train.epochs", "train.learning_rate", "train.batch_size", "model.dropout")
 _COLUMNS = [
     *(f"metrics.`{name}`" for name in _METRICS),
     *(f"params.`{name}`" for name in _PARAMETERS),
     "tags.`minigpt.gate`",
 ]
-_LINE = {"type": "LINE", "metricSectionId": "curves", "xAxisKey": "step", "lineSmoothness": 0}
+_LINE = {"type": "LINE", "xAxisKey": "step", "lineSmoothness": 0}
 _TABLE = {"type": "DIFFERENCE", "metricSectionId": "table", "compareGroups": ["Parameters"]}
 _STATE: dict[str, Any] = {
     "selectedColumns": _COLUMNS,
     "columnOrder": _COLUMNS,
     "columnWidths": dict.fromkeys(_COLUMNS, 150),
-    "orderByKey": "metrics.`val_loss`",
+    "orderByKey": "metrics.`val_bits_per_byte`",
     "orderByAsc": True,
     "isAccordionReordered": True,
     "compareRunSections": [
-        {"uuid": "curves", "name": "Losses by epoch", "columns": 2, "display": True},
+        {"uuid": "epochs", "name": "Losses by epoch", "columns": 2, "display": True},
+        {"uuid": "steps", "name": "Training loss by step", "columns": 2, "display": True},
         {"uuid": "table", "name": "Parameters that differ", "columns": 1, "display": True},
     ],
     "compareRunCharts": [
-        *({**_LINE, "uuid": name, "metricKey": name} for name in _CURVES),
+        *(
+            {**_LINE, "metricSectionId": section, "uuid": name, "metricKey": name}
+            for section, names in (("epochs", _BY_EPOCH), ("steps", _BY_STEP))
+            for name in names
+        ),
         {**_TABLE, "uuid": "table", "showDifferencesOnly": True},
     ],
 }
 
+_TAG = f"mlflow.sharedViewState.{NAME}"
+_VIEW = json.dumps({"name": "Losses", "createdAt": 0, "updatedAt": 0, "state": json.dumps(_STATE)})
+
 
 def experiment(client: MlflowClient, uri: str) -> str:
-    """Returns the id of the experiment, which is made if there is none.
+    """Returns the id of the experiment, which is made if there is none and has the view.
 
     Args:
         client: Of the store.
@@ -68,6 +77,8 @@ def experiment(client: MlflowClient, uri: str) -> str:
             return experiment(client, uri)
         furnish(client, made)
         return made
+    if found.lifecycle_stage != "deleted" and found.tags.get(_TAG) != _VIEW:
+        client.set_experiment_tag(found.experiment_id, _TAG, _VIEW)
     if found.lifecycle_stage == "deleted":
         restore = store.command(uri, "experiments", "restore", "-x", found.experiment_id)
         raise InputError(
@@ -79,8 +90,7 @@ def experiment(client: MlflowClient, uri: str) -> str:
 
 def furnish(client: MlflowClient, experiment_id: str) -> None:
     """Saves the view, and writes the links into the experiment's description."""
-    view = {"name": "Losses", "createdAt": 0, "updatedAt": 0, "state": json.dumps(_STATE)}
-    client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{NAME}", json.dumps(view))
+    client.set_experiment_tag(experiment_id, _TAG, _VIEW)
     page = f"#/experiments/{experiment_id}/runs?workflowType=machine_learning"
     page += f"&viewStateShareKey={NAME}&compareRunsMode="
     links = f"[Table of the runs]({page}TABLE), [curves and differing parameters]({page}CHART)"

@@ -31,6 +31,8 @@ class LossModel(keras.Model):
         batch_size: Sequences in a step.
         padding: The id of targets that are not real; None: all are.
         unknown: The id of [UNK]; None: there is none.
+        separator: The id of targets that end a review; None: there are none. If there are,
+            `text_loss` is the `loss` of an evaluation without them.
     """
 
     def __init__(
@@ -40,12 +42,16 @@ class LossModel(keras.Model):
         batch_size: int = 128,
         padding: int | None = PADDING,
         unknown: int | None = UNKNOWN,
+        separator: int | None = None,
     ) -> None:
         super().__init__()
         self.batch_size, self.padding, self.unknown = batch_size, padding, unknown
+        self.separator = separator
         self.network = network
         self.padded = padded
-        names = ("loss", "seed_loss", "unk_share")
+        names = ["loss", "seed_loss", "unk_share"]
+        if separator is not None:
+            names.append("text_loss")
         self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
@@ -76,6 +82,9 @@ class LossModel(keras.Model):
         else:
             losses, _ = cross_entropy.token_losses(y_pred, kernel, bias, y)
             sums = ops.stack([ops.sum(losses * trained), ops.sum(losses * observed)])
+            if self.separator is not None:
+                text = real * (1 - _are(y, self.separator))
+                self.trackers["text_loss"].update_state(losses, sample_weight=text)
         loss, seed_loss = (sums[1], sums[0]) if self.padded else (sums[0], sums[1])
         unknown = ops.sum(_are(y, self.unknown))
         self.trackers["loss"].update_state(loss, sample_weight=tokens)
@@ -181,6 +190,7 @@ def fit(
     *,
     steps: int,
     tokens: int,
+    bits_per_byte: Callable[[float], float | None],
     checkpoint_steps: int,
     log_steps: int,
     write_texts: Callable[[], list[dict[str, Any]]],
@@ -199,6 +209,8 @@ def fit(
         config: The section `train`.
         steps: Steps of each epoch.
         tokens: Real targets in the training data, for the speed.
+        bits_per_byte: Returns the bits per byte of the held-out text for its loss, separators left
+            out; None if the held-out data don't cover it.
         checkpoint_steps: Steps from one checkpoint to the next.
         log_steps: Steps from one logged loss to the next.
         write_texts: Called after each epoch; its texts are kept with the epoch.
@@ -236,7 +248,7 @@ def fit(
             "seconds": round(seconds, 3),
             "tokens_per_s": round(tokens * left / steps / seconds, 1),
         }
-        row = _row(model, number, validation)
+        row = _row(model, number, validation, bits_per_byte)
         texts = [{"epoch": number, **text} for text in write_texts()]
         checkpoints.save(model, epoch=Epoch(row, timing, texts))
         on_epoch()
@@ -244,7 +256,12 @@ def fit(
         checkpoints.load(model, best_epoch(done))
 
 
-def _row(model: LossModel, epoch: int, validation: Any | None) -> dict[str, float]:
+def _row(
+    model: LossModel,
+    epoch: int,
+    validation: Any | None,
+    bits_per_byte: Callable[[float], float | None],
+) -> dict[str, float]:
     """The losses of an epoch that has just ended."""
     losses = {metric.name: float(metric.result()) for metric in model.metrics}
     row = {"epoch": epoch, "loss": losses["loss"], "seed_loss": losses["seed_loss"]}
@@ -252,6 +269,8 @@ def _row(model: LossModel, epoch: int, validation: Any | None) -> dict[str, floa
     if validation is not None:
         held_out = model.evaluate(validation, return_dict=True, verbose=0)
         row["val_loss"], row["val_seed_loss"] = held_out["loss"], held_out["seed_loss"]
+        if (bits := bits_per_byte(held_out.get("text_loss", held_out["loss"]))) is not None:
+            row["val_bits_per_byte"] = bits
         row["val_perplexity"] = math.exp(min(held_out["loss"], 700))  # beyond that it overflows
         row["val_unk_share"] = held_out["unk_share"]
     return row
