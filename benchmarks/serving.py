@@ -32,7 +32,7 @@ from minigpt.tracking import version
 
 CLIENTS = (1, 2) if script.TINY else (1, 8, 32)
 TOKENS = 6 if script.TINY else 40  # of a text
-SECONDS = 0.5 if script.TINY else 8.0  # of a measurement
+SECONDS = 0.5 if script.TINY else 5.0  # of a measurement
 REQUESTS = 20 if script.TINY else 2_000  # of ever different shapes, for the memory
 START_S = 180
 
@@ -81,6 +81,7 @@ def serve(options: Options) -> Result:
                     found[name].append(_load(name, server, clients, SECONDS))
             for name, measured in found.items():
                 middle = {key: median([each[key] for each in measured]) for key in measured[0]}
+                print(f"{name}, {clients} clients: {middle}", flush=True)
                 facts[f"{name}: {clients} clients"] = middle
                 if clients == max(CLIENTS):
                     rates[name] = [1 / each["tokens_s"] for each in measured]
@@ -147,22 +148,21 @@ def _ask(
 def _memory(server: Server) -> list[float]:
     """MB of a server after each quarter of many requests of ever different shapes."""
     rng, found = random.Random(0), [server.memory_mb()]
-    connections = [http.client.HTTPConnection("127.0.0.1", server.port) for _ in range(8)]
+    clients = 8
 
-    def some(connection: http.client.HTTPConnection, seeds: range) -> None:
+    def some(seeds: range) -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
         for seed in seeds:
             words = " ".join(f"w{rng.randrange(2, 100)}" for _ in range(rng.randrange(1, 20)))
             more = {"top_p": rng.uniform(0.1, 1), "temperature": rng.uniform(0.1, 2)}
             _ask(connection, "here", words, rng.randrange(1, 2 * TOKENS), seed, **more)
+        connection.close()
 
     for quarter in range(4):
-        size = REQUESTS // 4 // len(connections)
-        with concurrent.futures.ThreadPoolExecutor(len(connections)) as pool:
-            for done in [
-                pool.submit(some, connection, range(quarter * size, (quarter + 1) * size))
-                for connection in connections
-            ]:
-                done.result()
+        size = REQUESTS // 4 // clients
+        seeds = range(quarter * size, (quarter + 1) * size)
+        with concurrent.futures.ThreadPoolExecutor(clients) as pool:
+            list(pool.map(some, [seeds] * clients))
         found.append(server.memory_mb())
     return [round(each) for each in found]
 
