@@ -135,6 +135,7 @@ def test_learned_positions_end_a_text_at_the_context(
         learned.tokens(prompts((3, 21)), sampled(1))
 
 
+@pytest.mark.slow  # XLA compiles for seconds
 @pytest.mark.parametrize(
     ("lengths", "knobs"),
     [

@@ -162,6 +162,7 @@ def test_bits_per_byte_mean_the_same_after_an_epoch_and_in_the_evaluation(
     assert evaluated["mixture"]["bits_per_byte"] < both / 2  # Jensen's inequality
 
 
+@pytest.mark.slow  # trains again
 def test_a_retraining_to_equal_bytes_reruns_nothing_after_it(project: Project) -> None:
     before, known = project.json("reports/run.json"), len(project.runs())
     assert project.repro("--single-item", "--force", "train") == ["train"]
