@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from minigpt.config import SamplingConfig
+from minigpt.generation.sampling import USUAL_TOP_K
 
 
 def sampled(max_tokens: int, **knobs: Any) -> SamplingConfig:
@@ -12,9 +13,10 @@ def sampled(max_tokens: int, **knobs: Any) -> SamplingConfig:
 
 
 def distribution(logits: np.ndarray, s: SamplingConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens that are kept, in the order of their ids, and the probability of each."""
+    """The tokens that are kept, in the order of drawing, and the probability of each."""
     scaled = logits.astype("float64") / s.temperature
-    ids = np.sort(np.argsort(-scaled, kind="stable")[: s.top_k or None])
+    ids = np.argsort(-scaled, kind="stable")[: s.top_k or None]
+    ids = ids if 0 < s.top_k <= USUAL_TOP_K else np.sort(ids)
     p = np.exp(scaled[ids] - scaled[ids].max())
     p /= p.sum()
     above = np.array([p[p > share].sum() for share in p])

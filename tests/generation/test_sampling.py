@@ -19,12 +19,15 @@ pytestmark = pytest.mark.backend
 
 @pytest.fixture(scope="module")
 def choose(compiled: Any) -> Any:
-    function = compiled(samplers.choose)
+    function = compiled(
+        lambda logits, uniforms, knobs: samplers.choose(
+            logits, uniforms, knobs, samplers.asked(knobs)
+        )
+    )
 
     def choose(logits: np.ndarray, uniforms: np.ndarray, s: SamplingConfig) -> np.ndarray:
         knobs = samplers.knobs([s] * len(logits))
-        del knobs["repetition_penalty"]
-        return ops.convert_to_numpy(function(logits.astype("float32"), uniforms, **knobs))
+        return ops.convert_to_numpy(function(logits.astype("float32"), uniforms, knobs))
 
     return choose
 

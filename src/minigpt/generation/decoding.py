@@ -23,7 +23,7 @@ from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
 from minigpt.data.tokenizer import Tokenizer
 from minigpt.generation.prompts import encode
-from minigpt.generation.sampling import knobs, next_tokens, uniforms
+from minigpt.generation.sampling import Asked, asked, knobs, next_tokens, uniforms
 from minigpt.model.network import MiniGPT, ring
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ LOOPS_KEPT = 16  # compiled loops; bounds the memory of a server that is asked f
 
 
 class DecodingLoop:
-    """The compiled functions for one shape.
+    """The compiled functions for one shape and one choice of samplers.
 
     `start` and `go_on` take `given`, which is constant while the texts are written:
         lengths: int32 (B,), tokens of each prompt.
@@ -51,12 +51,15 @@ class DecodingLoop:
 
     Args:
         network: The model.
+        ask: Which samplers are on; their values come with each call.
         separator: The token that ends a text; None: nothing does.
         jit_compile: Whether TensorFlow compiles with XLA. JAX always does.
     """
 
-    def __init__(self, network: MiniGPT, separator: int | None, jit_compile: bool) -> None:
-        self.network = network
+    def __init__(
+        self, network: MiniGPT, ask: Asked, separator: int | None, jit_compile: bool
+    ) -> None:
+        self.network, self.ask = network, ask
         self.separator = -1 if separator is None else separator  # which no token is
         self.start = compiled(self._start, network, jit_compile)
         self.go_on = compiled(self._go_on, network, jit_compile)
@@ -112,7 +115,7 @@ class DecodingLoop:
         batch, _, rounds = given["uniforms"].shape
         logits = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
         uniforms = ops.slice(given["uniforms"], (0, step, 0), (batch, 1, rounds))[:, 0]
-        tokens = next_tokens(logits, text, uniforms, given["knobs"], self.separator)
+        tokens = next_tokens(logits, text, uniforms, given["knobs"], self.separator, self.ask)
         columns = ops.arange(text.shape[1], dtype="int32")
         here = columns == given["lengths"][:, None] + step
         return tokens, ops.where(here, tokens[:, None], text)
@@ -271,16 +274,14 @@ class Generator:
             if never is not None:
                 banned[never] = -np.inf
         banned[len(self.tokenizer) :] = -np.inf  # rows of the head that no token has
+        values = knobs([sampling] * len(kept))
         given = {
             "lengths": ops.convert_to_tensor(lengths),
             "uniforms": ops.convert_to_tensor(np.stack(drawn)),
             "banned": ops.convert_to_tensor(banned),
-            "knobs": {
-                name: ops.convert_to_tensor(values)
-                for name, values in knobs([sampling] * len(kept)).items()
-            },
+            "knobs": {name: ops.convert_to_tensor(value) for name, value in values.items()},
         }
-        loop = self._loop((*tokens.shape, *drawn[0].shape))
+        loop = self._loop((*tokens.shape, *drawn[0].shape), asked(values, np))
         state, done = loop.start(ops.convert_to_tensor(tokens), given), 1
         for stop in stops:
             stop = min(stop, longest)
@@ -317,15 +318,15 @@ class Generator:
             )
         return ends
 
-    def _loop(self, shape: tuple[int, ...]) -> DecodingLoop:
-        """Returns the loop for a shape; drops the one that was used longest ago."""
-        loop = self._loops.pop(shape, None)
-        self._loops[shape] = loop or DecodingLoop(
-            self.network, self.tokenizer.separator, self.jit_compile
+    def _loop(self, shape: tuple[int, ...], ask: Asked) -> DecodingLoop:
+        """Returns the loop for a shape and samplers; drops the one that was used longest ago."""
+        loop = self._loops.pop((shape, ask), None)
+        self._loops[shape, ask] = loop or DecodingLoop(
+            self.network, ask, self.tokenizer.separator, self.jit_compile
         )
         if len(self._loops) > LOOPS_KEPT:
             del self._loops[next(iter(self._loops))]
-        return self._loops[shape]
+        return self._loops[shape, ask]
 
 
 def _padded(length: int) -> int:

@@ -6,8 +6,8 @@ take longer than the model. They work in blocks of words instead, with the same 
 Shapes: B texts, L tokens of a text so far, V words, R rounds.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ BLOCK = 32  # words; near the square root of V / top_k, where both stages cost t
 # for a top_p of 0.1 or more the probability that more rounds are needed is below 1e-8.
 ROUNDS = 16
 
-USUAL_TOP_K = 64  # up to it, the largest logits are found without sorting all of them
+# Up to USUAL_TOP_K, the largest logits are found without sorting all; up to SMALL_TOP_K, sooner.
+SMALL_TOP_K, USUAL_TOP_K = 16, 64
 KNOBS = {
     "temperature": "float32",
     "top_k": "int32",
@@ -56,8 +57,68 @@ def knobs(rows: Sequence[SamplingConfig]) -> dict[str, npt.NDArray[Any]]:
     }
 
 
+class Asked(NamedTuple):
+    """Which samplers the rows of a step ask for.
+
+    Python's booleans where that is known before the step is compiled, which then computes no more
+    than they ask for; else tensors, and the step decides each time.
+    """
+
+    penalty: Any
+    greedy: Any
+    all_greedy: Any
+    few: Any  # a top_k up to USUAL_TOP_K
+    all_few: Any
+    not_small: Any  # a top_k from SMALL_TOP_K to USUAL_TOP_K
+    many: Any  # a larger one
+    min_p: Any
+    top_p: Any
+
+
+def asked(knobs: Mapping[str, Any], library: Any = ops) -> Asked:
+    """Returns what rows ask for.
+
+    Args:
+        knobs: What the function `knobs` returned.
+        library: `numpy` for arrays, or `keras.ops` for tensors.
+    """
+    top_k, any_, all_ = knobs["top_k"], library.any, library.all
+    greedy, few = _greedy(knobs), _is_few(top_k)
+    found = (
+        any_(knobs["repetition_penalty"] != 1),
+        any_(greedy),
+        all_(greedy),
+        any_(few),
+        all_(few),
+        any_(few & (top_k > SMALL_TOP_K)),
+        any_(top_k > USUAL_TOP_K),
+        any_(knobs["min_p"] > 0),
+        any_(knobs["top_p"] < 1),
+    )
+    return Asked(*(map(bool, found) if library is np else found))
+
+
+def _greedy(knobs: Mapping[str, Any]) -> Any:
+    return (knobs["temperature"] == 0) | (knobs["top_k"] == 1)
+
+
+def _is_few(top_k: Any) -> Any:
+    return (top_k > 0) & (top_k <= USUAL_TOP_K)
+
+
+def _either(condition: Any, then: Callable[[], Any], otherwise: Callable[[], Any]) -> Any:
+    if isinstance(condition, bool):
+        return then() if condition else otherwise()
+    return ops.cond(condition, then, otherwise)
+
+
 def next_tokens(
-    logits: Any, text: Any, uniforms: Any, knobs: Mapping[str, Any], separator: int = -1
+    logits: Any,
+    text: Any,
+    uniforms: Any,
+    knobs: Mapping[str, Any],
+    separator: int = -1,
+    ask: Asked | None = None,
 ) -> Any:
     """Chooses the next token of each text, by the settings of its own.
 
@@ -66,35 +127,35 @@ def next_tokens(
         text: int32 (B, L), token ids.
         uniforms: float32 (B, R) in [0, 1).
         knobs: What the function `knobs` returned. As tensors, they change without another
-            compilation. What no row asks for is not computed.
+            compilation.
         separator: The token that the repetition penalty spares; -1: none.
+        ask: What the function `asked` returned; None: of these knobs.
 
     Returns:
         int32 (B,), token ids.
     """
-    penalty, temperature, top_k = (
-        knobs[name] for name in ("repetition_penalty", "temperature", "top_k")
-    )
+    ask = ask or asked(knobs)
 
     def penalised() -> Any:
         # It stands before each text: one that has to end is no repetition.
         is_separator = ops.arange(logits.shape[1], dtype="int32") == separator
-        return ops.where(is_separator, logits, penalise(logits, text, penalty))
+        scores = penalise(logits, text, knobs["repetition_penalty"])
+        return ops.where(is_separator, logits, scores)
 
-    scores = ops.cond(ops.any(penalty != 1), penalised, lambda: logits)
-    greedy = (temperature == 0) | (top_k == 1)
+    scores = _either(ask.penalty, penalised, lambda: logits)
+    greedy = _greedy(knobs)
 
     def most_probable() -> Any:
         return largest(scores, 1)[1][:, 0]
 
     def drawn() -> Any:
-        above_0 = ops.where(greedy, 1.0, temperature)
-        return choose(scores, uniforms, above_0, top_k, knobs["top_p"], knobs["min_p"])
+        above_0 = ops.where(greedy, 1.0, knobs["temperature"])
+        return choose(scores, uniforms, {**knobs, "temperature": above_0}, ask)
 
     def both() -> Any:
         return ops.where(greedy[:, 0], most_probable(), drawn())
 
-    return ops.cond(ops.any(greedy), lambda: ops.cond(ops.all(greedy), most_probable, both), drawn)
+    return _either(ask.greedy, lambda: _either(ask.all_greedy, most_probable, both), drawn)
 
 
 def penalise(logits: Any, text: Any, penalty: Any) -> Any:
@@ -116,56 +177,83 @@ def penalise(logits: Any, text: Any, penalty: Any) -> Any:
     return ops.scatter_update(logits, indices, ops.reshape(scores, (-1,)))
 
 
-def choose(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
+def choose(logits: Any, uniforms: Any, knobs: Mapping[str, Any], ask: Asked) -> Any:
     """Draws a token for each text by inverting the distribution function at a uniform number.
 
-    Words are in the order of their ids. `top_p` keeps a word if the more probable ones together
-    have less than that probability, so equally probable words are kept or cut together.
+    Words are in the order of their ids, or with a usual `top_k` in the order of falling
+    probability: then a few words are looked at instead of all. `top_p` keeps a word if the more
+    probable ones together have less than that probability, so equally probable words are kept or
+    cut together. What a row draws does not depend on the settings of the others.
 
     Args:
         logits: (B, V).
         uniforms: float32 (B, R) in [0, 1); only `top_p` uses more than the first.
-        temperature: Above 0, (B, 1).
-        top_k: The number of most probable tokens to keep (Fan et al., 2018), int32 (B, 1); 0: all.
-        top_p: The probability to keep, after `top_k` (Holtzman et al., 2020), (B, 1); 1: all.
-        min_p: The least share of the top token's probability (Nguyen et al., 2024), (B, 1).
+        knobs: What the function `knobs` returned: `temperature`, above 0; `top_k`, the number of
+            most probable tokens to keep (Fan et al., 2018), 0: all; `top_p`, the probability to
+            keep, after `top_k` (Holtzman et al., 2020), 1: all; `min_p`, the least share of the top
+            token's probability (Nguyen et al., 2024).
+        ask: What the function `asked` returned.
 
     Returns:
         int32 (B,), token ids.
     """
-    logits = ops.cond(ops.any(top_k > 0), lambda: _cut(logits, top_k), lambda: logits)
-    probabilities = ops.softmax(logits / temperature)
+    top_k = knobs["top_k"]
+    few = _is_few(top_k)
+
+    def among_few() -> Any:
+        values, ids = _few(logits, ops.where(few, top_k, 1), ask)
+        return _at(ids, _choose_all(values, uniforms, knobs, ask))
+
+    def among_all() -> Any:
+        many = ops.where(few | (top_k >= logits.shape[-1]), 0, top_k)
+        kept = _either(ask.many, lambda: _cut(logits, many), lambda: logits)
+        return _choose_all(kept, uniforms, knobs, ask)
+
+    def both() -> Any:
+        return ops.where(few, among_few(), among_all())
+
+    index = _either(ask.few, lambda: _either(ask.all_few, among_few, both), among_all)
+    return index[:, 0]
+
+
+def _choose_all(logits: Any, uniforms: Any, knobs: Mapping[str, Any], ask: Asked) -> Any:
+    """Does what `choose` does without `top_k`, and returns (B, 1)."""
+    probabilities = ops.softmax(logits / knobs["temperature"])
 
     def without_the_least() -> Any:
         # This changes no sum that top_p compares: min_p cuts the least probable words.
-        least = min_p * ops.max(probabilities, axis=-1, keepdims=True)
+        least = knobs["min_p"] * ops.max(probabilities, axis=-1, keepdims=True)
         return ops.where(probabilities >= least, probabilities, 0.0)
 
-    probabilities = ops.cond(ops.any(min_p > 0), without_the_least, lambda: probabilities)
-    index = ops.cond(
-        ops.any(top_p < 1),
-        lambda: _draw_nucleus(probabilities, uniforms, top_p),
-        lambda: draw(probabilities, uniforms[:, :1])[0],
+    kept = _either(ask.min_p, without_the_least, lambda: probabilities)
+    return _either(
+        ask.top_p,
+        lambda: _draw_nucleus(kept, uniforms, knobs["top_p"]),
+        lambda: draw(kept, uniforms[:, :1])[0],
     )
-    return index[:, 0]
+
+
+def _few(logits: Any, top_k: Any, ask: Asked) -> tuple[Any, Any]:
+    """Returns the logits and ids of the `top_k` (B, 1) largest, (B, USUAL_TOP_K); -inf: no more."""
+
+    def found(most: int) -> tuple[Any, Any]:
+        values, ids = largest(logits, most)
+        missing = (0, 0), (0, USUAL_TOP_K - values.shape[-1])
+        return ops.pad(values, missing, constant_values=float("-inf")), ops.pad(ids, missing)
+
+    values, ids = _either(ask.not_small, lambda: found(USUAL_TOP_K), lambda: found(SMALL_TOP_K))
+    return ops.where(ops.arange(USUAL_TOP_K) < top_k, values, float("-inf")), ids
 
 
 def _cut(logits: Any, top_k: Any) -> Any:
     """Cuts all but the `top_k` (B, 1) largest logits of a row; of equals, the lower ids stay."""
     words = logits.shape[-1]
-
-    def cut(most: int) -> Any:
-        values, ids = largest(logits, most)
-        place = ops.clip(top_k - 1, 0, values.shape[-1] - 1)
-        least, last = _at(values, place), _at(ids, place)
-        before = ops.arange(words, dtype="int32") <= last
-        kept = (logits > least) | ((logits == least) & before) | (top_k == 0) | (top_k >= words)
-        return ops.where(kept, logits, float("-inf"))
-
-    if words <= USUAL_TOP_K:
-        return cut(words)
-    many = ops.any((top_k > USUAL_TOP_K) & (top_k < words))
-    return ops.cond(many, lambda: cut(words), lambda: cut(USUAL_TOP_K))
+    values, ids = largest(logits, words)
+    place = ops.clip(top_k - 1, 0, words - 1)
+    least, last = _at(values, place), _at(ids, place)
+    before = ops.arange(words, dtype="int32") <= last
+    kept = (logits > least) | ((logits == least) & before) | (top_k == 0)
+    return ops.where(kept, logits, float("-inf"))
 
 
 def largest(logits: Any, k: int) -> tuple[Any, Any]:
