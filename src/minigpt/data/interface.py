@@ -3,6 +3,7 @@
 import abc
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections import deque
@@ -116,10 +117,14 @@ def in_threads(
         most_bytes: Bytes of the texts that are given at once, unless one text has more.
     """
     pieces = (piece for batch in batches for piece in _pieces(batch, most_bytes))
+    first = list(itertools.islice(pieces, 2))
+    if len(first) < 2:  # a prompt, say: starting a thread takes longer
+        yield from map(function, first)
+        return
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
-        for piece in pieces:
+        for piece in itertools.chain(first, pieces):
             waiting.append(pool.submit(function, piece))
             if len(waiting) > 2 * threads:  # enough to keep all of them busy
                 yield waiting.popleft().result()

@@ -41,7 +41,6 @@ class Completion:
         self._request, self._id, self._metrics = request, model.id, metrics
         self._began, self._first = time.perf_counter(), False
         self._changed, self._ended = asyncio.Event(), asyncio.Event()
-        self._loop, self._told = asyncio.get_running_loop(), False
         each_token = request.stream or bool(request.stops)
         while True:
             assert model.loaded
@@ -99,12 +98,9 @@ class Completion:
         yield "data: [DONE]\n\n"
 
     def _wake(self, ended: bool) -> None:
-        """Tells the event loop, from the engine's thread; once until it has listened."""
+        self._changed.set()
         if ended:
-            self._loop.call_soon_threadsafe(self._ended.set)
-        if ended or not self._told:
-            self._told = True
-            self._loop.call_soon_threadsafe(self._changed.set)
+            self._ended.set()
 
     def close(self) -> None:
         """Frees the slots that the request still has."""
@@ -115,7 +111,6 @@ class Completion:
         left = dict(enumerate(zip(self._rows, self._texts, strict=True)))
         while left:
             await self._changed.wait()
-            self._told = False  # before the tokens are looked at
             self._changed.clear()
             self._ended.clear()
             if self._job.failed:

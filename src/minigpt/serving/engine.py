@@ -5,7 +5,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,8 +62,8 @@ class Job:
 
     Attributes:
         rows: The texts.
-        wake: Called in the engine's thread after a step in which a row of it ended, and when it
-            failed, with True; with `each_token` after every step, else with False.
+        wake: Called after a step in which a row of it ended, and when it failed, with True; with
+            `each_token` after every step, else with False.
         each_token: Whether the caller looks at every token.
         failed: What went wrong in the engine.
     """
@@ -86,8 +86,10 @@ class Engine:
         slots: Texts that are written at the same time.
         queue: Requests that may wait.
         longest: The most tokens of a text.
-        compiles: Whether the step is compiled, before the first request.
+        eager: Steps until the model is compiled; 0: it is before the first request.
         stepped: Called after each step with the number of texts that it wrote a token of.
+        tell: Calls the function that wakes the requests; once a step, since an event loop that is
+            told of each one keeps the engine from the interpreter's lock.
     """
 
     def __init__(
@@ -98,13 +100,14 @@ class Engine:
         slots: int,
         queue: int,
         longest: int,
-        compiles: bool = True,
+        eager: int = 0,
         stepped: Callable[[int], None] = lambda rows: None,
+        tell: Callable[[Callable[[], None]], Any] = lambda wake: wake(),
     ) -> None:
-        self._slots = Slots(network, tokenizer, slots, longest, compiles)
-        if compiles:
+        self._slots = Slots(network, tokenizer, slots, longest, eager)
+        if not eager:
             self._slots.warm()
-        self._queue, self._stepped = queue, stepped
+        self._queue, self._stepped, self._tell = queue, stepped, tell
         self._separator = tokenizer.separator
         self._running: list[tuple[Job, Row] | None] = [None] * slots
         self._jobs: list[Job] = []  # that have rows waiting
@@ -253,9 +256,7 @@ class Engine:
             if held:
                 job, row = held
                 ended[job] = self._add(row, written, slot) or ended.get(job, False)
-        for job, has_ended in ended.items():
-            if has_ended or job.each_token:
-                job.wake(has_ended)
+        self._wake({job: has for job, has in ended.items() if has or job.each_token})
 
     def _add(self, row: Row, written: Written, slot: int) -> bool:
         """Adds a token to a row, and returns whether it was the last one."""
@@ -276,6 +277,14 @@ class Engine:
             row.finish = row.finish or "length"
         return row.finish is not None
 
+    def _wake(self, ended: Mapping[Job, bool]) -> None:
+        def wake() -> None:
+            for job, has_ended in ended.items():
+                job.wake(has_ended)
+
+        if ended:
+            self._tell(wake)
+
     def _fail(self, error: BaseException) -> None:
         """Ends all requests; the next ones may succeed."""
         with self._changed:
@@ -286,4 +295,4 @@ class Engine:
         for job in jobs.values():
             job.failed = error
             job._waiting.clear()
-            job.wake(True)
+        self._wake(dict.fromkeys(jobs.values(), True))

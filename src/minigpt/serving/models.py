@@ -119,6 +119,7 @@ class Models:
         Raises:
             InputError: One can't be loaded.
         """
+        self._loop = asyncio.get_running_loop()
         for model in self.by_id.values():
             found = await _apart(model.source.find)
             self._serve(model, await _apart(self._load, model.source, found))
@@ -194,5 +195,6 @@ class Models:
             queue=self._config.queue,
             longest=self.limits.max_tokens,
             stepped=self._metrics.rows.labels(source.id).observe,
+            tell=self._loop.call_soon_threadsafe,
         )
         return Loaded(engine, loaded.tokenizer, found, loaded.sha256, loaded.config["model"])

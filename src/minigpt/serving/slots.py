@@ -61,8 +61,8 @@ class Slots:
         tokenizer: The tokenizer that the model was trained with.
         most: The most slots.
         longest: The most new tokens of a text.
-        compiles: Whether TensorFlow compiles the step, which takes longer than writing a few texts.
-            JAX always does.
+        eager: Steps until TensorFlow compiles, which takes longer than a few of them. JAX compiles
+            at once.
     """
 
     def __init__(
@@ -71,13 +71,15 @@ class Slots:
         tokenizer: Tokenizer,
         most: int,
         longest: int,
-        compiles: bool = True,
+        eager: int = 0,
     ) -> None:
         config = network.config
 
         def made(function: Callable[..., Any]) -> Callable[..., Any]:
-            eager = not compiles and keras.backend.backend() != "jax"
-            return function if eager else compiled(function, network, False)
+            fast = compiled(function, network, False)
+            return lambda *given: (function if self._eager > 0 else fast)(*given)
+
+        self._eager = eager if keras.backend.backend() == "tensorflow" else 0
 
         self.network, self.context = network, config.context_length
         self.sizes = [size for size in SIZES if size < most] + [most]
@@ -176,6 +178,7 @@ class Slots:
             "used": ops.convert_to_tensor(used),
         }
         self._state, written = self._step(self._state, self._weights, given)
+        self._eager -= 1
         tokens, *others = written
         if listed:
             others = map(ops.convert_to_numpy, others)

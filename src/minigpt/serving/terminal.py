@@ -21,7 +21,7 @@ from minigpt.serving.sources import Source
 from minigpt.serving.texts import Text
 
 SLOTS = 32  # texts that are written at the same time
-FEW_TOKENS = 100  # take no longer than to compile the step
+EAGER_STEPS = 50  # take as long as to compile the model
 AHEAD = 64  # texts that may be finished while an earlier one is written
 
 
@@ -69,7 +69,7 @@ class Writer:
             slots=min(texts, SLOTS),
             queue=AHEAD,
             longest=sampling.max_tokens,
-            compiles=texts * sampling.max_tokens > FEW_TOKENS,
+            eager=EAGER_STEPS,
         )
 
     def check(self, prompt: str, key: str) -> None:
