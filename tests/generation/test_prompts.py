@@ -56,3 +56,6 @@ def test_a_default_prompt_that_the_corpus_does_not_know_is_left_out(
         prompts.known(
             WordTokenizer(("", "[UNK]", "bonjour"), "spaced"), DEFAULT_PROMPTS, "sample.prompts"
         )
+    separated = WordTokenizer(("", "[UNK]", "<|endoftext|>", "bonjour"), "words")
+    assert prompts.known(separated, DEFAULT_PROMPTS, "sample.prompts") == [""]
+    assert "texts begin from nothing" in caplog.text

@@ -53,7 +53,7 @@ def test_a_queue_of_choices(project: Project) -> None:
 def test_a_temporary_run_executes_the_code_of_its_copy(project: Project) -> None:
     known = len(project.runs())
     line = r"^(    texts = Generator\(.*)$"
-    project.edit("src/minigpt/stages/sample.py", line, r"\1\n    texts = [__file__]")
+    project.edit("src/minigpt/stages/sample.py", line, r"\1\n    texts = [(__file__, True)]")
     project.edit("src/minigpt/stages/sample.py", ", strict=True", "")
     printed = project.dvc("exp", "run", "--temp", "--name", "look", "-S", "sample.seed=5", "sample")
     assert ran(printed) == ["compose", "sample"]

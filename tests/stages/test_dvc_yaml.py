@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from imports import MODULES, ROOT, SRC, imports, with_everything_imported
+from imports import MODULES, ROOT, SRC, with_everything_imported
 
 from minigpt.common import paths
 from minigpt.config import Config
@@ -125,7 +125,7 @@ def test_no_value_of_the_configuration_is_part_of_a_command() -> None:
 
 
 def test_every_stage_is_tested() -> None:
-    """A stage that no test imports is one that nobody tried; the pipeline tests run all of them."""
-    for stage in STAGES:
-        assert f"minigpt.stages.{stage}" in MODULES
-        assert imports(f"minigpt.stages.{stage}")
+    tests = (ROOT / "tests/pipeline").glob("test_*.py")
+    named = "".join(path.read_text(encoding="utf-8") for path in tests)
+    untested = [stage for stage in STAGES if f'"{stage}"' not in named]
+    assert not untested, f"write a test in tests/pipeline/ that runs: {', '.join(untested)}"

@@ -49,6 +49,8 @@ def encode(
 def known(tokenizer: Tokenizer, prompts: Sequence[str], key: str) -> list[str]:
     """Leaves out the default prompts that a corpus of the user's own does not know.
 
+    If none is left, texts begin from nothing, where the model has learned how documents begin.
+
     Args:
         tokenizer: The model's.
         prompts: The configured prompts.
@@ -66,6 +68,9 @@ def known(tokenizer: Tokenizer, prompts: Sequence[str], key: str) -> list[str]:
             if prompt not in DEFAULT_PROMPTS:
                 raise
             log.warning("%s; this default prompt is left out, set %s to your own", error, key)
-    if not kept:
+    if kept:
+        return kept
+    if tokenizer.separator is None:
         raise InputError(f"{key}: the corpus knows none of the default prompts: set your own")
-    return kept
+    log.warning("%s: no prompt is left, so texts begin from nothing", key)
+    return [""]
