@@ -42,6 +42,7 @@ def expected(model_directory: Path, prompt: str, seed: int, **settings: Any) -> 
 
 
 def test_texts_in_the_terminal(generate: Any, model_directory: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(terminal, "EAGER_STEPS", 6)  # the rest of a text is compiled
     texts = [expected(model_directory, "this movie", seed) for seed in (3, 4)]
     assert generate("this movie", *OPTIONS, "-n", "2") == (0, "\n\n".join(texts) + "\n", "")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(
