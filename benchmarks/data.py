@@ -26,7 +26,7 @@ from benchmarks.measure import (
 )
 from minigpt.common import files
 from minigpt.config import CorpusConfig, SequencesConfig
-from minigpt.data import archive, bpe, corpus, sequences, tokenizer
+from minigpt.data import archive, bpe, corpus, sequences, shards, tokenizer
 from minigpt.data.interface import Tokenizer
 
 FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
@@ -120,14 +120,14 @@ def prepare(
     every = range(0, len(reviews), corpus.REVIEWS_AT_ONCE)
     batches = (reviews.slice(start, corpus.REVIEWS_AT_ONCE) for start in every)
     encoded = (
-        sequences.Encoded(
+        shards.Encoded(
             pa.array(range(len(batch))).cast(pa.string()),
             *sequences.documents(*words.encode(batch), words.separator),
             np.zeros(len(batch), bool),
         )
         for batch in batches
     )
-    sequences.write(directory, encoded, config=config, tokenizer=words)
+    shards.write(directory, encoded, config=config, tokenizer=words)
 
 
 def nothing(options: Options) -> Result:

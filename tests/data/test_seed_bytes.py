@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from minigpt.config import CorpusConfig, SequencesConfig, read
-from minigpt.data import archive, corpus, sequences, tokenizer
+from minigpt.data import archive, corpus, sequences, shards, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data/sample/reviews.tar.gz"
@@ -49,7 +49,7 @@ def stored(path: Path, folder: Path) -> Path:
     return folder / "reviews.parquet"
 
 
-def assert_bytes(stored: Path, folder: Path, vocabulary: str, shards: list[str]) -> None:
+def assert_bytes(stored: Path, folder: Path, vocabulary: str, digests: list[str]) -> None:
     config = SequencesConfig(policy="head", length=80, validation_fraction=0.0, shards=8)
     texts = (batch["text"] for batch in corpus.read_batches(stored, ["text"]))
     words = tokenizer.build(tokenizer.count(texts, "published"), 19_999, "published")
@@ -57,11 +57,11 @@ def assert_bytes(stored: Path, folder: Path, vocabulary: str, shards: list[str])
     data = (folder / "tokenizer/vocabulary.txt").read_bytes()
     assert hashlib.sha256(data).hexdigest() == vocabulary
     encoded = (
-        sequences.Encoded(batch["id"], *words.encode(batch["text"]), np.zeros(len(batch), np.bool_))
+        shards.Encoded(batch["id"], *words.encode(batch["text"]), np.zeros(len(batch), np.bool_))
         for batch in corpus.read_batches(stored, ["id", "text"])
     )
-    manifest = sequences.write(folder / "sequences", encoded, config=config, tokenizer=words)
-    assert [shard["sha256"] for shard in manifest["splits"]["train"]["shards"]] == shards
+    manifest = shards.write(folder / "sequences", encoded, config=config, tokenizer=words)
+    assert [shard["sha256"] for shard in manifest["splits"]["train"]["shards"]] == digests
     sequences.verify(folder / "sequences", words)
 
 

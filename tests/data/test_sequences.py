@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig, SequencesConfig
-from minigpt.data import corpus, own_files, sequences, tokenizer
+from minigpt.data import corpus, own_files, sequences, shards, tokenizer
 from minigpt.data.text import STYLES
 from minigpt.data.tokenizer import SEPARATOR, SEPARATOR_TOKEN, UNKNOWN, WordTokenizer
 
@@ -36,7 +36,7 @@ def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
     mask = np.isin(np.arange(len(names)), list(held_out))
     for start, stop in itertools.pairwise([0, *cuts, len(names)]):
         first, last = offsets[start], offsets[stop]
-        yield sequences.Encoded(
+        yield shards.Encoded(
             names[start:stop], ids[first:last], offsets[start : stop + 1] - first, mask[start:stop]
         )
 
@@ -45,7 +45,7 @@ def write(directory, batches=None, progress=None, tokenizer=WORDS, text=None, **
     settings = {"length": LENGTH, "policy": "windows", "shards": 3, "validation_fraction": 0.2}
     config = SequencesConfig(**{**settings, **changes})
     batches = encoded(*reviews(LENGTHS)) if batches is None else batches
-    return sequences.write(
+    return shards.write(
         directory, batches, config=config, tokenizer=tokenizer, text=text, progress=progress
     )
 

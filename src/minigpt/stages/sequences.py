@@ -11,7 +11,7 @@ import tensorflow  # noqa: F401 - imported here, while the stage runner silences
 from minigpt import config
 from minigpt.common import paths, progress
 from minigpt.config import SequencesConfig
-from minigpt.data import corpus, sequences, tokenizer
+from minigpt.data import corpus, sequences, shards, tokenizer
 from minigpt.evaluation.charges import Charges
 
 log = logging.getLogger(__name__)
@@ -23,14 +23,14 @@ def run() -> None:
     encoder = tokenizer.load(paths.TOKENIZER)
     text = _text(settings, encoder)
     encoded = (
-        sequences.Encoded(
+        shards.Encoded(
             batch["id"],
             *sequences.documents(*encoder.encode(batch["text"]), encoder.separator),
             corpus.is_validation(batch["id"], settings.validation_fraction),
         )
         for batch in corpus.read_batches(paths.REVIEWS, ["id", "text"])
     )
-    manifest = sequences.write(
+    manifest = shards.write(
         paths.SEQUENCES,
         encoded,
         config=settings,
