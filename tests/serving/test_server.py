@@ -109,13 +109,14 @@ def test_errors_as_openai_s_client_tells_them(client: openai.OpenAI) -> None:
         assert unknown.value.param == "prompt"
 
 
-def test_pages_and_routes(served: Served) -> None:
+def test_pages_and_routes(served: Served, client: openai.OpenAI) -> None:
     status, page = served.get("/v1/nothing")
     assert status == 404 and json.loads(page)["error"]["type"] == "invalid_request_error"
     assert served.get("/v1/completions")[0] == 405
     with connect(served) as connection:
         connection.sendall(b"GET /health HTTP/1.1\r\nHost: evil.example\r\n\r\n")
         assert connection.recv(12).endswith(b"403")
+    client.completions.create(**PROMPT, max_tokens=2)
     for metric in ("requests_total", "tokens_total", "request_seconds_count", "step_texts_sum"):
         assert served.metric(f"minigpt_{metric}") > 0
 
