@@ -101,7 +101,7 @@ def test_the_number_of_pieces_changes_nothing(monkeypatch):
 
 def test_a_piece_has_only_so_many_bytes():
     texts = pa.chunked_array([["a" * 25, "", "bb"], ["ccc", "dddd", "e" * 11, "f"]])
-    pieces = [piece.to_pylist() for piece in interface._pieces(texts, 10)]
+    pieces = [piece.to_pylist() for piece in interface.pieces(texts, 10, 2000)]
     assert [text for piece in pieces for text in piece] == texts.to_pylist()
     assert [[len(text) for text in piece] for piece in pieces] == [[25, 0, 2, 3, 4], [11, 1]]
 

@@ -116,15 +116,15 @@ def in_threads(
         batches: Texts.
         most_bytes: Bytes of the texts that are given at once, unless one text has more.
     """
-    pieces = (piece for batch in batches for piece in _pieces(batch, most_bytes))
-    first = list(itertools.islice(pieces, 2))
+    cut = (piece for batch in batches for piece in pieces(batch, most_bytes, _PIECE))
+    first = list(itertools.islice(cut, 2))
     if len(first) < 2:  # a prompt, say: starting a thread takes longer
         yield from map(function, first)
         return
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
-        for piece in itertools.chain(first, pieces):
+        for piece in itertools.chain(first, cut):
             waiting.append(pool.submit(function, piece))
             if len(waiting) > 2 * threads:  # enough to keep all of them busy
                 yield waiting.popleft().result()
@@ -132,12 +132,12 @@ def in_threads(
             yield waiting.popleft().result()
 
 
-def _pieces(texts: Texts, most_bytes: int) -> Iterator[Texts]:
+def pieces(texts: Texts, most_bytes: int, most_texts: int) -> Iterator[Texts]:
+    """Cuts (N,) texts into consecutive pieces of so many bytes, unless one text has more."""
     ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
     start = 0
     while start < len(texts):
-        # The first text may be of any length.
-        most = ends[start] + most_bytes
-        stop = min(start + _PIECE, int(ends.searchsorted(most, side="right")))
+        most = ends[start] + most_bytes  # the first text may be of any length
+        stop = min(start + most_texts, int(ends.searchsorted(most, side="right")))
         yield texts.slice(start, stop - start)
         start = stop

@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minigpt.data import text
+from minigpt.data.interface import pieces
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts, Tokenizer, WordTokenizer
 
 Ints = npt.NDArray[np.int64]
@@ -336,12 +337,6 @@ def _classes(tokens: Sequence[str]) -> Ints:
     return classes
 
 
-def _pieces(batches: Iterable[Texts]) -> Iterator[pa.Array]:
+def _pieces(batches: Iterable[Texts]) -> Iterator[Texts]:
     for texts in batches:
-        ends = np.cumsum(pc.binary_length(texts).to_numpy(), dtype=np.int64)
-        start = 0
-        while start < len(texts):
-            most = ends[start] + _PIECE_BYTES  # the first text may be of any length
-            stop = int(ends.searchsorted(most, side="right"))
-            yield texts.slice(start, stop - start)
-            start = stop
+        yield from pieces(texts, _PIECE_BYTES, len(texts))

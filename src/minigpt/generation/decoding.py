@@ -268,17 +268,12 @@ class Generator:
         columns = min(_padded(int(lengths.max())), config.context_length)
         tokens = np.stack([np.pad(p, (0, columns - len(p))) for p in kept])
         drawn = [uniforms(sampling, row, _padded(longest)) for row in range(len(kept))]
-        banned = np.zeros(config.vocabulary_size, "float32")
-        unknown = None if sampling.allow_unknown else self.tokenizer.unknown
-        for never in (self.tokenizer.padding, unknown):
-            if never is not None:
-                banned[never] = -np.inf
-        banned[len(self.tokenizer) :] = -np.inf  # rows of the head that no token has
+        never = banned(self.tokenizer, config.vocabulary_size, sampling.allow_unknown)
         values = knobs([sampling] * len(kept))
         given = {
             "lengths": ops.convert_to_tensor(lengths),
             "uniforms": ops.convert_to_tensor(np.stack(drawn)),
-            "banned": ops.convert_to_tensor(banned),
+            "banned": ops.convert_to_tensor(never),
             "knobs": {name: ops.convert_to_tensor(value) for name, value in values.items()},
         }
         loop = self._loop((*tokens.shape, *drawn[0].shape), asked(values, np))
@@ -327,6 +322,22 @@ class Generator:
         if len(self._loops) > LOOPS_KEPT:
             del self._loops[next(iter(self._loops))]
         return self._loops[shape, ask]
+
+
+def banned(tokenizer: Tokenizer, rows: int, allow_unknown: bool) -> npt.NDArray[np.float32]:
+    """Returns -inf for each row of the head that is never written, and 0 for the others.
+
+    Args:
+        tokenizer: The model's.
+        rows: V, which may be more than there are tokens.
+        allow_unknown: Whether [UNK] may be written.
+    """
+    found = np.zeros(rows, "float32")
+    for never in (tokenizer.padding, None if allow_unknown else tokenizer.unknown):
+        if never is not None:
+            found[never] = -np.inf
+    found[len(tokenizer) :] = -np.inf
+    return found
 
 
 def _padded(length: int) -> int:

@@ -20,7 +20,7 @@ from keras import ops
 
 from minigpt.config import SamplingConfig
 from minigpt.data.interface import Tokenizer
-from minigpt.generation.decoding import compiled
+from minigpt.generation.decoding import banned, compiled
 from minigpt.generation.sampling import ROUNDS, knobs, largest, next_tokens
 from minigpt.model.network import MiniGPT, ring
 
@@ -87,14 +87,10 @@ class Slots:
         self._separator = -1 if tokenizer.separator is None else tokenizer.separator
         self._read, self._step = made(self._reads), made(self._steps)
         self._take, self._put = made(_taken), made(_with_rows)
-        allowed = np.zeros(config.vocabulary_size, "float32")
-        allowed[len(tokenizer) :] = -np.inf  # rows of the head that no token has
-        if tokenizer.padding is not None:
-            allowed[tokenizer.padding] = -np.inf
-        known = allowed.copy()
-        if tokenizer.unknown is not None:
-            known[tokenizer.unknown] = -np.inf
-        limits = (ops.convert_to_tensor(each) for each in (allowed, known))
+        limits = (
+            ops.convert_to_tensor(banned(tokenizer, config.vocabulary_size, allow_unknown))
+            for allow_unknown in (True, False)
+        )
         self._weights = made(partial(_weights, network))(*limits)
         self._rows = [SamplingConfig(max_tokens=1)] * most
         self._given: dict[str, Any] | None = None
