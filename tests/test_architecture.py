@@ -74,6 +74,16 @@ def test_nothing_is_given_to_a_shell_or_unpickled(module: str) -> None:
     assert not given & {("shell", "True"), ("allow_pickle", "True"), ("safe_mode", "False")}
 
 
+def test_only_the_engine_knows_ray() -> None:
+    for module, file in MODULES.items():
+        nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        named = [
+            ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
+        knows = any(re.match(r"(import|from) ray\b", text) for text in named)
+        assert not knows or room(module) == "engine", module
+
+
 def fields(section: type[Section]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         yield from fields(field.annotation) if is_section(field.annotation) else [name]

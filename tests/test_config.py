@@ -104,6 +104,7 @@ WHOLE = "allowed is a whole number, 1 to 100000"
         ("model.dtype_policy", ["auto"], "is ['auto']: allowed are auto, float32, mixed_bfl"),
         ("corpus.url", "", "is '': allowed is http(s)://, file:// or a path"),
         ("corpus.sha256", "C40F", "is 'C40F': allowed is 64 hexadecimal digits, or nothing"),
+        ("engine.address", "ray://x:1", "is 'ray://x:1': allowed is host:port, or nothing"),
         ("tracking.model_name", 7, "is 7: allowed is up to 200 letters"),
     ],
 )
@@ -175,6 +176,19 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
             {"vocabulary.style": "bpe", "vocabulary.max_tokens": 256},
             "vocabulary.max_tokens is 256: vocabulary.style bpe needs at least 257",
         ),
+        (
+            {"engine.kind": "ray"},
+            "train.backend is tensorflow but engine.kind is ray and engine.workers is 1: only",
+        ),
+        (
+            {"engine.workers": 2},
+            "train.backend is tensorflow but engine.kind is local and engine.workers is 2: only",
+        ),
+        (
+            {"engine.address": "10.0.0.1:6379"},
+            "engine.address is '10.0.0.1:6379' but engine.kind is local: only Ray takes it; ",
+        ),
+        ({"engine.use_gpu": True}, "engine.use_gpu is True but engine.kind is local: only Ray"),
         ({"corpus.sha256": ""}, "corpus.sha256 is '': an archive needs 64 hexadecimal digits"),
         ({"corpus.folders": []}, "corpus.folders is empty: name the folders of the archive"),
     ],
@@ -191,6 +205,8 @@ def test_values_that_agree(composed: config.Config) -> None:
         {"corpus.format": "files", "corpus.sha256": "", "corpus.folders": []},
         {"train.optimizer": "adamw", "train.weight_decay": 0.1},
         {"model.vocabulary_size": 19_999},
+        {"engine.workers": 2, "train.backend": "jax"},
+        {"engine.kind": "ray", "engine.address": "head-1.lan:6379", "train.backend": "jax"},
         {**NONE_HELD_OUT, "train.early_stopping": 0, "train.keep": "last"},
         {"corpus.url": "file:///home/a@b/c", "tracking.model_name": "My 2.0"},
     ):

@@ -106,6 +106,11 @@ Temperature = Annotated[
     AfterValidator(_holds_in_float32),
     "a number, 0 or 0.001 to 100",
 ]
+Address = Annotated[
+    str,
+    Field(pattern=r"^([A-Za-z0-9_.-]+:\d{1,5})?$"),
+    "host:port, or nothing",
+]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -376,6 +381,35 @@ class TrackingConfig(Section):
     request: RequestConfig = RequestConfig()
 
 
+class EngineConfig(Section):
+    """What vocab, sequences and train are spread over. This changes no bytes."""
+
+    kind: Literal["local", "ray"] = "local"
+    """Local: this machine, without an engine; ray: Ray runs vocab, sequences and train."""
+    workers: int = Field(default=1, ge=1, le=10_000)
+    """Processes that train together; each takes its rows of every batch."""
+    address: Address = ""
+    """Ray's head; nothing: each stage starts Ray here, on loopback."""
+    cpus_per_worker: int = Field(default=1, ge=1, le=1_024)
+    """Processors that Ray reserves for a worker."""
+    use_gpu: bool = False
+    """Whether Ray gives each worker a GPU."""
+
+    @model_validator(mode="after")
+    def _only_ray_has_resources(self) -> Self:
+        if self.kind == "ray":
+            return self
+        given = [
+            f"{name} is {value!r} but engine.kind is local: only Ray takes it; choose "
+            "groups.engine=ray"
+            for name in ("address", "cpus_per_worker", "use_gpu")
+            if (value := getattr(self, name)) != EngineConfig.model_fields[name].default
+        ]
+        if given:
+            raise ValueError("\n".join(given))
+        return self
+
+
 class ServingConfig(Section):
     """How `minigpt serve` serves; `tracking.request` limits what a request asks for."""
 
@@ -408,6 +442,7 @@ class Config(Section):
     sample: SampleConfig
     gate: GateConfig = GateConfig()
     tracking: TrackingConfig
+    engine: EngineConfig = EngineConfig()
     serving: ServingConfig = ServingConfig()
 
     @model_validator(mode="after")
@@ -436,6 +471,13 @@ class Config(Section):
             problems.append(
                 f"train.optimizer is muon but model.kernels is {self.model.kernels}: Muon is for "
                 "matrices; set model.kernels to matrices, or train.optimizer to adamw"
+            )
+        engine, backend = self.engine, self.train.backend
+        if backend != "jax" and (engine.kind == "ray" or engine.workers > 1):
+            problems.append(
+                f"train.backend is {backend} but engine.kind is {engine.kind} and engine.workers "
+                f"is {engine.workers}: only the JAX backend trains in several processes; set "
+                "train.backend to jax, or choose groups.engine=local with engine.workers 1"
             )
         patience, keep = self.train.early_stopping, self.train.keep
         if not self.sequences.validation_fraction and (patience or keep == "best"):

@@ -30,7 +30,7 @@ LOGS["train"] |= {f"minigpt.data.{name}" for name in ("bpe", "interface", "text"
 WORK = {"compose": {"minigpt.config"}, "register": {"minigpt.tracking"}}
 
 # Sections of the configuration that decide no bytes of a model.
-NOT_IN_PARAMS = {"preview", "checkpointing", "logging", "serving"}
+NOT_IN_PARAMS = {"preview", "checkpointing", "logging", "engine", "serving"}
 
 
 def is_in(module: str, names: set[str]) -> bool:

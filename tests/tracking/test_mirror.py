@@ -214,7 +214,9 @@ def test_another_configuration_or_training_is_another_run(project: Path) -> None
     neutral = {"preview": {"seed": 9}, "checkpointing": {"steps": 9}, "logging": {"steps": 9}}
     neutral["serving"] = {"slots": 9}
     assert run_id(tracking={"model_name": "other"}, **neutral) == first
-    assert len(runs(project)) == 3
+    jax = {"backend": "jax"}
+    assert run_id(train=jax, engine={"workers": 9}) == run_id(train=jax)
+    assert len(runs(project)) == 4
 
 
 def test_two_that_make_the_run_at_once_on_a_server_take_the_same(

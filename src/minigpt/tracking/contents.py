@@ -25,7 +25,7 @@ from minigpt.tracking import origin
 
 DATASETS = {paths.REVIEWS.as_posix(): "reviews", paths.SEQUENCES.as_posix(): "sequences"}
 # Sections that decide nothing in the reports: changing them doesn't make another run.
-NEUTRAL = {"tracking", "preview", "checkpointing", "logging", "serving"}
+NEUTRAL = {"tracking", "preview", "checkpointing", "logging", "engine", "serving"}
 PAGE_WIDTH = 100  # characters per line of an epoch's texts, since MLflow's UI doesn't wrap them
 LONGEST_VALUE = 6000  # characters, MLflow's limit for a parameter
 

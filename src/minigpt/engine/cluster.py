@@ -1,0 +1,139 @@
+"""Ray, started on this machine or joined where it runs, with what it listens on closed to others.
+
+Ray runs pickled code from whoever reaches its ports. So what is started here listens on loopback
+and wants a token that is made for it, and a cluster beyond loopback must want a token too.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import minigpt
+from minigpt.common.errors import InputError
+from minigpt.config import EngineConfig
+
+log = logging.getLogger(__name__)
+
+LOOPBACK = "127.0.0.1"
+TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks if the environment names no token
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def connected(engine: EngineConfig) -> Iterator[None]:
+    """Connects this process to Ray, and leaves it at the end.
+
+    Without `engine.address` Ray is started here and ended again, with all its processes, which also
+    end when this process is killed.
+
+    Args:
+        engine: The section `engine`, whose kind is ray.
+
+    Raises:
+        InputError: Ray is not installed, has no such resources, or doesn't answer; or the address
+            is beyond loopback and there is no token.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise InputError(
+            "engine.kind is ray, but Ray is not installed: run `make ray`, or choose "
+            "groups.engine=local"
+        )
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each line of a worker's log, when it is written
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    with _joined(engine) if engine.address else _started(engine):
+        for number, handler in handlers.items():  # Ray has set its own
+            signal.signal(number, handler)
+        yield
+
+
+@contextlib.contextmanager
+def _started(engine: EngineConfig) -> Iterator[None]:
+    # Ray reads these once, when it is imported. The first one makes it listen on loopback alone, on
+    # any system; it replaces a `_node_ip_address` of 127.0.0.1 by the address of the network.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    # Reservations are counts, not processors: two workers may share the only one.
+    cpus = max(len(os.sched_getaffinity(0)), engine.workers * engine.cpus_per_worker)
+    with tempfile.TemporaryDirectory(prefix="minigpt-ray-", ignore_cleanup_errors=True) as folder:
+        log.info("starting Ray on this machine")
+        _init("local", num_cpus=cpus, _temp_dir=folder)
+        try:
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            if engine.use_gpu and gpus < engine.workers:
+                raise InputError(
+                    f"engine.workers is {engine.workers} and engine.use_gpu is true, but this "
+                    f"machine has {gpus} GPUs: lower engine.workers, or name a cluster in "
+                    "engine.address"
+                )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _joined(engine: EngineConfig) -> Iterator[None]:
+    address = engine.address
+    has_token = (
+        any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+        or TOKEN_FILE.expanduser().is_file()
+    )
+    if has_token:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    is_loopback = address.rpartition(":")[0] in {LOOPBACK, "localhost"}
+    if not is_loopback and not (has_token and os.environ["RAY_AUTH_MODE"] == "token"):
+        raise InputError(
+            f"engine.address is {address}, but there is no token: Ray runs code from whoever "
+            "reaches its ports. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, here as where the "
+            "cluster is started (docs/scale.md)"
+        )
+    import ray
+
+    log.info("joining Ray at %s", address)
+    try:
+        _init(address)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise InputError(
+            f"Ray can't be joined at engine.address {address}: {error}\nStart it there with `ray "
+            "start --head`, and on this machine with `ray start --address` (docs/scale.md)"
+        ) from None
+    try:
+        has = ray.cluster_resources()
+        wanted = {"CPU": engine.workers * engine.cpus_per_worker}
+        wanted["GPU"] = engine.workers if engine.use_gpu else 0
+        for name, count in wanted.items():
+            if has.get(name, 0) < count:
+                log.warning(
+                    "the cluster has %s of the %s %ss of engine.workers, and work waits until it "
+                    "has them all",
+                    int(has.get(name, 0)),
+                    count,
+                    name,
+                )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _init(address: str, **options: Any) -> None:
+    """Calls `ray.init` so that workers find this project's code, which may not be installed."""
+    import ray
+
+    code = Path(minigpt.__file__).parents[1].resolve()
+    ray.init(
+        address,
+        runtime_env={"env_vars": {"PYTHONPATH": str(code)}},
+        logging_level=logging.WARNING,
+        include_dashboard=None if address != "local" else False,
+        **options,
+    )

@@ -1,0 +1,45 @@
+"""Ray is started or joined, and what must not be joined is refused."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minigpt.common.errors import InputError
+from minigpt.config import EngineConfig
+from minigpt.engine import cluster
+
+
+def refused(**settings: Any) -> str:
+    """Connects with settings that must be refused; returns the message."""
+    with (
+        pytest.raises(InputError) as raised,
+        cluster.connected(EngineConfig(kind="ray", **settings)),
+    ):
+        pass
+    return str(raised.value)
+
+
+def test_without_ray_the_message_says_how_it_is_installed(monkeypatch: Any) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert refused() == (
+        "engine.kind is ray, but Ray is not installed: run `make ray`, or choose "
+        "groups.engine=local"
+    )
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"RAY_AUTH_MODE": "disabled", "RAY_AUTH_TOKEN": "x" * 32}]
+)
+def test_beyond_loopback_a_token_is_needed(
+    settings: dict[str, str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(cluster, "TOKEN_FILE", tmp_path / "auth_token")
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    message = refused(address="192.0.2.1:6379")
+    assert message.startswith("engine.address is 192.0.2.1:6379, but there is no token: ")
