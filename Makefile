@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export MLFLOW_DISABLE_TELEMETRY := true
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: help setup demo repro retrain ui bench test test-slow soak fuzz lint format lock
+.PHONY: help setup ray demo repro retrain ui bench test test-slow soak fuzz lint format lock
 .DEFAULT_GOAL := help
 
 help:  ## this list
@@ -19,6 +19,12 @@ $(VENV)/.done: requirements.lock
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>/dev/null || echo missing), but Python 3.11 to 3.13 is needed:" \
 	    "make PYTHON=python3.12 ..." >&2; exit 2; }
 	@$(PYTHON) tools/environment.py
+	@touch $@
+
+ray: $(VENV)/.ray  ## add Ray, the engine for several machines, from requirements-ray.lock
+
+$(VENV)/.ray: requirements-ray.lock $(VENV)/.done
+	@python tools/environment.py requirements-ray.lock
 	@touch $@
 
 demo: setup  ## the whole pipeline on the embedded sample
@@ -77,4 +83,5 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-h
   --no-emit-index-url --no-emit-find-links
 lock: setup  ## resolve the lock files again, with uv (ARGS=--upgrade for newer versions of everything)
 	$(COMPILE) $(ARGS) --extra dev --extra search pyproject.toml -o requirements.lock
+	$(COMPILE) $(ARGS) --extra ray --constraints requirements.lock pyproject.toml -o requirements-ray.lock
 	echo uv | $(COMPILE) $(ARGS) - -o requirements-uv.lock

@@ -1,5 +1,7 @@
 """Makes .venv from requirements.lock; `make setup` runs this file with the Python to use.
 
+`make ray` runs it with another lock file, whose packages are added.
+
 Everything that is missing is named before anything is installed. The standard library is all there
 is at this point.
 """
@@ -10,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -19,7 +21,8 @@ PYTHON = str(VENV / "bin" / "python")
 PIP = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
 PIP_INSTALL = [*PIP, "install", "--quiet"]
 UV_ITSELF = ["--only-binary=:all:", "--require-hashes", "-r", "requirements-uv.lock"]
-LOCKED = ["--require-hashes", "-r", "requirements.lock"]
+LOCKED = ["--require-hashes", "-r"]
+LOCK = "requirements.lock"
 THIS_PROJECT = ["--no-deps", "--no-build-isolation", "-e", "."]
 DISK_BYTES = 4_500_000_000
 # uv reads none of pip's settings. These are handed over under uv's names, with uv's separator.
@@ -35,19 +38,25 @@ UV_SETTINGS = {
 }
 
 
-def main() -> int:
-    """Makes the environment.
+def main(added: Sequence[str] = ()) -> int:
+    """Makes the environment, or adds the packages of other lock files to it.
 
     Returns:
         The exit code: 2 when something is missing.
     """
+    for lock in added:
+        print(f"Adding the packages of {lock} to .venv", flush=True)
+        if not _install_with_uv(lock) and not _run([*PIP_INSTALL, *LOCKED, lock]):
+            return 2
+    if added:
+        return 0
     problems = list(missing())
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
     if problems:
         return 2
     print("Installing the locked packages into .venv (4 GB)", flush=True)
-    if _install_with_uv():
+    if _make_venv() and _run([*PIP_INSTALL, *UV_ITSELF]) and _install_with_uv(LOCK):
         return 0
     print("uv can't install here (see above): pip does it, in about 3 minutes", flush=True)
     return 0 if _install_with_pip() else 2
@@ -100,22 +109,21 @@ def uv_environment(listed: str) -> dict[str, str]:
     return found
 
 
-def _install_with_uv() -> bool:
-    if not _make_venv() or not _run([*PIP_INSTALL, *UV_ITSELF]):
+def _install_with_uv(lock: str) -> bool:
+    if not (VENV / "bin" / "uv").exists():  # pip made this environment
         return False
     settings = subprocess.run([*PIP, "config", "list"], stdout=subprocess.PIPE, text=True)
     environment = os.environ | uv_environment(settings.stdout)
     uv = [str(VENV / "bin" / "uv"), "pip", "install", "--quiet", "--python", PYTHON]
     # Like pip: compile byte code, and take each package from whichever index has it.
     like_pip = ["--compile-bytecode", "--index-strategy", "unsafe-best-match"]
-    return all(
-        _run([*uv, *arguments], environment) for arguments in ([*like_pip, *LOCKED], THIS_PROJECT)
-    )
+    locked = [*like_pip, *LOCKED, lock]
+    return all(_run([*uv, *arguments], environment) for arguments in (locked, THIS_PROJECT))
 
 
 def _install_with_pip() -> bool:
     return _make_venv() and all(
-        _run([*PIP_INSTALL, *arguments]) for arguments in (LOCKED, THIS_PROJECT)
+        _run([*PIP_INSTALL, *arguments]) for arguments in ([*LOCKED, LOCK], THIS_PROJECT)
     )
 
 
@@ -128,4 +136,4 @@ def _run(command: list[str], environment: Mapping[str, str] = os.environ) -> boo
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
