@@ -10,9 +10,9 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from benchmarks.measure import PROJECT, SHARED
 from minigpt import composition, config
 from minigpt.common import backend, paths
 from minigpt.data import corpus, sequences, tokenizer
+from minigpt.training import fit
 
 backend.choose()
 with backend.silenced():
@@ -42,10 +43,10 @@ def main() -> None:
     parser.add_argument("--archive", type=Path, default=SHARED / "data/aclImdb_v1.tar.gz")
     args = parser.parse_intermixed_args()
     chosen = compose(args.settings)
-    os.chdir(prepared(chosen, args.archive, args.tokens))
+    folder = prepared(chosen, args.archive, args.tokens)
     for seed in args.seeds:
         train = chosen.train.model_copy(update={"seed": seed})
-        found = probe(chosen.model_copy(update={"train": train}))
+        found = probe(chosen.model_copy(update={"train": train}), folder)
         print(json.dumps({"settings": " ".join(args.settings), "seed": seed, **found}), flush=True)
 
 
@@ -89,48 +90,61 @@ def prepared(chosen: config.Config, archive: Path, tokens: int) -> Path:
     return folder
 
 
-class _Time(keras.callbacks.Callback):
-    """Processor seconds of the steps after the first ones, which compile."""
+def training(
+    chosen: config.Config, folder: Path
+) -> tuple[fit.LossModel, Callable[[int], Any], int]:
+    """Returns a compiled model, its data by the epoch (from 0), and the steps of an epoch."""
+    from minigpt.stages import train as stage
+
+    words = tokenizer.load(folder / paths.TOKENIZER)
+    size, seed = chosen.train.batch_size, chosen.train.seed
+
+    def of_epoch(epoch: int) -> Any:
+        return sequences.dataset(folder / paths.SEQUENCES, "train", size, seed=seed, epoch=epoch)
+
+    steps = int(of_epoch(0).cardinality().numpy())
+    network = stage.make_network(chosen, words)
+    return stage.make_trainer(network, words, chosen.train, steps), of_epoch, steps
+
+
+class ProcessorTime(keras.callbacks.Callback):
+    """Sums up the processor seconds of the steps after the first ones, which compile."""
 
     FIRST = 3
 
     def __init__(self) -> None:
         super().__init__()
-        self.done = 0
+        self.steps, self.seconds, self.before = 0, 0.0, 0.0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Begins to count."""
+        self.before = time.process_time()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.done += 1
-        if self.done == self.FIRST:
-            self.began = time.process_time()
-        self.per_step = (time.process_time() - self.began) / max(self.done - self.FIRST, 1) if (
-            self.done >= self.FIRST
-        ) else 0.0  # fmt: skip
+        """Counts a step, its input included."""
+        self.steps += 1
+        now = time.process_time()
+        if self.steps > self.FIRST:
+            self.seconds += now - self.before
+        self.before = now
 
 
-def probe(chosen: config.Config) -> dict[str, float]:
+def probe(chosen: config.Config, folder: Path) -> dict[str, float | None]:
     """Trains and returns what came of it."""
-    from minigpt.stages import train as stage
-
-    words = tokenizer.load(paths.TOKENIZER)
-    size, epochs = chosen.train.batch_size, chosen.train.epochs
-    order = {"seed": chosen.train.seed}
-    of_epoch = [
-        sequences.dataset(paths.SEQUENCES, "train", size, **order, epoch=e) for e in range(epochs)
-    ]
-    steps = of_epoch[0].cardinality().numpy()
-    network = stage.make_network(chosen, words)
-    trainer = stage.make_trainer(network, words, chosen.train, int(steps))
-    timed = _Time()
-    for dataset in of_epoch:
-        trainer.fit(dataset, verbose=0, shuffle=False, callbacks=[timed])
-    validation = sequences.dataset(paths.SEQUENCES, "validation", 128, seed=None)
-    held_out = trainer.evaluate(validation, return_dict=True, verbose=0)
+    trainer, of_epoch, steps = training(chosen, folder)
+    timed = ProcessorTime()
+    for epoch in range(chosen.train.epochs):
+        trainer.fit(of_epoch(epoch), verbose=0, shuffle=False, callbacks=[timed])
+    validation = sequences.dataset(folder / paths.SEQUENCES, "validation", 128, seed=None)
+    found = trainer.evaluate(validation, return_dict=True, verbose=0)
+    manifest = sequences.verify(folder / paths.SEQUENCES)
+    bits = sequences.bits_per_byte(manifest, found.get("text_loss", found["loss"]))
     return {
-        "steps": timed.done,
+        "steps": steps * chosen.train.epochs,
         "parameters": trainer.network.count_params(),
-        "held_out_nats": round(held_out["loss"], 4),
-        "s_per_step": round(timed.per_step, 4),
-        "processor_s": round(timed.per_step * timed.done, 1),
+        "held_out_nats": round(found["loss"], 4),
+        "bits_per_byte": bits and round(bits, 4),
+        "processor_s": round(timed.seconds, 1),
     }
 
 

@@ -111,3 +111,19 @@ def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert names == [True, False]  # the script runs TensorFlow as it is shipped
     with pytest.raises(measure.NotMeasuredError, match=r"sides\.side failed"):
         measure.compare_processes("sides.side", ["a"], ["b", str(log)], 1)
+
+
+@pytest.mark.slow
+def test_the_speedrun_scores_models_in_training(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import measure, speedrun
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(speedrun, "TOKENS", 30_000)
+    small = ["groups.train=fast", "vocabulary.max_tokens=300", "train.warmup_steps=1"]
+    small += ["model.embed_dim=16", "model.key_dim=8", "model.feed_forward_dim=16"]
+    options = measure.Options(measure.SAMPLE, tmp_path)
+    first, second = speedrun.scores(small, options, parts=2)
+    assert first.steps < second.steps and first.processor_s < second.processor_s
+    assert first.bits_per_byte > second.bits_per_byte > 1
