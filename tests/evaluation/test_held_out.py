@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from keras import ops
 
+from minigpt.data import bpe
 from minigpt.data.tokenizer import SEPARATOR_TOKEN, SPECIAL_TOKENS, UNKNOWN, WordTokenizer
 from minigpt.evaluation import held_out
 from minigpt.evaluation.charges import Charges, Nats
@@ -146,6 +147,14 @@ def test_without_a_known_target() -> None:
     found = held_out.model_figures(reviews, np.array([1000.0]), np.array([False]))
     assert (found["known_loss"], found["unk_share"]) == (0, 1)
     assert math.isfinite(found["perplexity"])
+
+
+def test_byte_level_bpe_has_no_unknown_targets() -> None:
+    pairs = bpe.train(TEXTS.to_pylist(), 260)
+    reviews = held_out.read(pa.array(["a\0b"]), Charges([TEXTS], pairs))
+    count = len(reviews.targets)
+    found = held_out.model_figures(reviews, np.ones(count), np.ones(count, np.bool_))
+    assert (found["unk_share"], found["known_loss"]) == (0, 1)
 
 
 def test_loss_by_position() -> None:

@@ -51,6 +51,7 @@ class HeldOut:
         targets: The places in `ids` of the targets, in order.
         charged: The nats of what the targets leave out.
         text_bytes: UTF-8 bytes of the reviews.
+        unknown: The id of [UNK]; None: there is none.
     """
 
     ids: npt.NDArray[np.int32]
@@ -58,6 +59,7 @@ class HeldOut:
     targets: Ints
     charged: Nats
     text_bytes: int
+    unknown: int | None = UNKNOWN
 
 
 def digest(reviews: pa.Table) -> str:
@@ -81,7 +83,8 @@ def read(texts: Texts, charges: Charges) -> HeldOut:
     is_target = np.ones(len(ids), np.bool_)
     is_target[offsets[:-1][np.diff(offsets) > 0]] = False
     size = pc.sum(pc.binary_length(texts)).as_py()
-    return HeldOut(ids, offsets, np.flatnonzero(is_target), charges(texts), size)
+    targets = np.flatnonzero(is_target)
+    return HeldOut(ids, offsets, targets, charges(texts), size, tokenizer.unknown)
 
 
 def prefixes(texts: Texts, tokens: int = 81) -> pa.Array:
@@ -185,7 +188,8 @@ def model_figures(
         loss, perplexity, known_loss and known_perplexity (without the targets that are [UNK]),
         accuracy, unk_share (of the targets) and bits_per_byte.
     """
-    known = reviews.ids[reviews.targets] != UNKNOWN
+    targets = reviews.ids[reviews.targets]
+    known = targets != (-1 if reviews.unknown is None else reviews.unknown)
     shared = figures(reviews, losses)
     known_loss = float(losses[known].mean()) if known.any() else 0.0
     return {
@@ -249,7 +253,7 @@ def loss_by_band(
         without a target has no row.
     """
     ids = reviews.ids[reviews.targets]
-    ranks = np.where(ids == UNKNOWN, 0, ids - special + 1)
+    ranks = np.where(ids == reviews.unknown, 0, ids - special + 1)
     bands = np.where(ranks == 0, len(BANDS) + 1, np.searchsorted(BANDS, ranks))
     firsts = [1, *(last + 1 for last in BANDS)]
     names = [f"{first}-{last}" for first, last in zip(firsts, BANDS, strict=False)]
