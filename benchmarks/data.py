@@ -26,7 +26,7 @@ from benchmarks.measure import (
 )
 from minigpt.common import files
 from minigpt.config import CorpusConfig, SequencesConfig
-from minigpt.data import archive, bpe, corpus, sequences, shards, tokenizer
+from minigpt.data import archive, bpe, corpus, cutting, sequences, shards, tokenizer
 from minigpt.data.interface import Tokenizer
 
 FOLDERS = [f"aclImdb/{split}/{label}" for split in ("train", "test") for label in ("pos", "neg")]
@@ -120,7 +120,7 @@ def prepare(
     every = range(0, len(reviews), corpus.REVIEWS_AT_ONCE)
     batches = (reviews.slice(start, corpus.REVIEWS_AT_ONCE) for start in every)
     encoded = (
-        shards.Encoded(
+        cutting.Encoded(
             pa.array(range(len(batch))).cast(pa.string()),
             *sequences.documents(*words.encode(batch), words.separator),
             np.zeros(len(batch), bool),

@@ -34,7 +34,7 @@ from minigpt import composition, config
 from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig
-from minigpt.data import archive, corpus, own_files, sequences, shards, tokenizer
+from minigpt.data import archive, corpus, cutting, own_files, sequences, shards, tokenizer
 from minigpt.data.text import STYLES
 from minigpt.data.tokenizer import WordTokenizer
 
@@ -211,7 +211,7 @@ def tfrecord() -> Case:
 
     ids, offsets = np.arange(60, dtype=np.int32) % 9, np.array([0, 20, 40, 60])
     held_out = np.array([False, False, True])
-    reviews = shards.Encoded(pa.array(["a", "b", "c"]), ids, offsets, held_out)
+    reviews = cutting.Encoded(pa.array(["a", "b", "c"]), ids, offsets, held_out)
     settings = {"length": 8, "policy": "windows", "shards": 1, "validation_fraction": 0.3}
     shards.write(
         HERE / "sequences",

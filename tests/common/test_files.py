@@ -12,7 +12,7 @@ import pytest
 from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import ModelConfig, SequencesConfig
-from minigpt.data import corpus, shards
+from minigpt.data import corpus, cutting, shards
 from minigpt.data.tokenizer import WordTokenizer
 from minigpt.model import directory
 from minigpt.model.network import MiniGPT
@@ -96,7 +96,7 @@ WORDS = WordTokenizer(("", "[UNK]", *(f"word{number:06}" for number in range(40_
 def write_sequences(path: Path) -> None:
     ids = np.random.default_rng(0).integers(2, 9, 300_000).astype("int32")
     config = SequencesConfig(policy="windows", length=80, validation_fraction=0.0, shards=2)
-    reviews = shards.Encoded(
+    reviews = cutting.Encoded(
         corpus.pa.array(["a"]), ids, np.array([0, len(ids)]), np.array([False])
     )
     shards.write(path, [reviews], config=config, tokenizer=WordTokenizer(("", "[UNK]"), "spaced"))

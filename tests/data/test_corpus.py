@@ -1,6 +1,7 @@
 """The table of reviews and its split."""
 
 import errno
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -122,8 +123,22 @@ def test_a_sample_is_bounded_and_hardly_changes_with_the_corpus(tmp_path: Path) 
     assert len(set(some) & set(drawn(range(520), 1000))) > 30
     everything = drawn(range(500), 10**6)
     assert len(everything) == 500 - len(held_out) and everything[:35] == some[:35]
+    path = tmp_path / "reviews.parquet"
+    parts = [corpus.first_drawn(corpus.draw(path, 0.3, [group]), 1000) for group in (1, 0)]
+    together = corpus.first_drawn(itertools.chain(*parts), 1000)
+    assert corpus.cut(together, 1000) == some
     with pytest.raises(InputError, match="all reviews are held out"):
         drawn(range(500), 1000, 1.0)
+
+
+def test_a_batch_is_a_row_group_since_long_reviews_have_small_ones(tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "split": "", "label": "", "rating": 0, "text": "a"} for n in range(9)]
+    batch = pa.RecordBatch.from_pylist(rows, corpus.SCHEMA)
+    path = tmp_path / "reviews.parquet"
+    corpus.write_reviews([batch[:2], batch[2:8], batch[8:]], path)
+    assert corpus.row_groups(path) == 3
+    assert [len(batch) for batch in corpus.read_batches(path, ["id"])] == [2, 6, 1]
+    assert [b["id"].to_pylist() for b in corpus.read_batches(path, ["id"], range(2, 3))] == [["8"]]
 
 
 def test_held_out_reviews_stay_the_same_between_versions() -> None:

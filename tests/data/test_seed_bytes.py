@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pytest
 
 from minigpt.config import CorpusConfig, SequencesConfig, read
-from minigpt.data import archive, corpus, sequences, shards, tokenizer
+from minigpt.data import archive, corpus, cutting, sequences, shards, tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = ROOT / "data/sample/reviews.tar.gz"
@@ -57,7 +57,7 @@ def assert_bytes(stored: Path, folder: Path, vocabulary: str, digests: list[str]
     data = (folder / "tokenizer/vocabulary.txt").read_bytes()
     assert hashlib.sha256(data).hexdigest() == vocabulary
     encoded = (
-        shards.Encoded(batch["id"], *words.encode(batch["text"]), np.zeros(len(batch), np.bool_))
+        cutting.Encoded(batch["id"], *words.encode(batch["text"]), np.zeros(len(batch), np.bool_))
         for batch in corpus.read_batches(stored, ["id", "text"])
     )
     manifest = shards.write(folder / "sequences", encoded, config=config, tokenizer=words)

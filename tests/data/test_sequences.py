@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig, SequencesConfig
-from minigpt.data import corpus, own_files, sequences, shards, tokenizer
+from minigpt.data import corpus, cutting, own_files, sequences, shards, tokenizer
 from minigpt.data.text import STYLES
 from minigpt.data.tokenizer import SEPARATOR, SEPARATOR_TOKEN, UNKNOWN, WordTokenizer
 
@@ -36,7 +36,7 @@ def encoded(ids, offsets, held_out=HELD_OUT, cuts=()):
     mask = np.isin(np.arange(len(names)), list(held_out))
     for start, stop in itertools.pairwise([0, *cuts, len(names)]):
         first, last = offsets[start], offsets[stop]
-        yield shards.Encoded(
+        yield cutting.Encoded(
             names[start:stop], ids[first:last], offsets[start : stop + 1] - first, mask[start:stop]
         )
 
@@ -163,6 +163,33 @@ def test_the_division_into_batches_changes_nothing(tmp_path, policy):
     assert parts == whole  # with the checksum of every shard
     sizes = [shard["records"] for shard in whole["splits"]["train"]["shards"]]
     assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("cuts", [(), (1, 1, 4, 7, 11), range(1, 12)])
+@pytest.mark.parametrize("policy", ["head", "windows", "packed"])
+@pytest.mark.parametrize("separator", [None, SEPARATOR])
+def test_shards_that_are_planned_and_written_one_by_one_are_the_same(
+    tmp_path, policy, separator, cuts
+):
+    words = SEPARATED if separator else WORDS
+    config = SequencesConfig(length=LENGTH, policy=policy, shards=3, validation_fraction=0.2)
+    documents = sequences.documents(*reviews(LENGTHS), separator)
+    batches = list(encoded(*documents, cuts=cuts))
+    whole = write(tmp_path / "whole", batches, policy=policy, tokenizer=words)
+    counts = [cutting.count(batch, config, separator is not None) for batch in batches]
+    for split, expected in whole["splits"].items():
+        sizes = np.array([count[split][1] for count in counts])
+        planned = cutting.plan(split, sizes, config, separator is not None)
+        written = [
+            shards.write_shard(
+                tmp_path, shard, batches[slice(*shard.batches)], config=config, tokenizer=words
+            )
+            for shard in planned
+        ]
+        assert [shard.pop("entry") for shard in written] == expected["shards"]
+        for name in ("sequences", "targets", "unknown_targets"):
+            assert sum(shard[name] for shard in written) == expected[name]
+        assert sum(count[split][0] for count in counts) == expected["reviews"]
 
 
 SEPARATED = WordTokenizer(("", "[UNK]", SEPARATOR_TOKEN, "film"), "words")

@@ -152,16 +152,16 @@ def test_encode_and_decode():
 def test_metrics():
     counts = tokenizer.count(pa.array(["a a a b b c", "d d"]), "published")
     words = tokenizer.build(counts, 4, "published")
-    assert tokenizer.metrics(words, counts) == (
+    assert tokenizer.metrics(words, counts, tokenizer.totals(counts)) == (
         {"tokens": 8, "types": 4, "entries": 4, "unk_share": 3 / 8}
     )
     ids, _ = words.encode(pa.array(["a a a b b c", "d d"]))
     assert np.mean(ids == tokenizer.UNKNOWN) == 3 / 8
     everything = tokenizer.build(counts, 100, "published")
-    assert tokenizer.metrics(everything, counts)["unk_share"] == 0
+    assert tokenizer.metrics(everything, counts, tokenizer.totals(counts))["unk_share"] == 0
     others = [pa.array(["a x", ""]), pa.array(["y d"])]
-    assert tokenizer.unk_share(everything, others) == 1 / 2
-    assert tokenizer.unk_share(everything, []) == 0
+    assert tokenizer.unknown(everything, others) == (2, 4)
+    assert tokenizer.unknown(everything, []) == (0, 0)
 
 
 @settings(deadline=None, max_examples=50, derandomize=True)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from minigpt.data import bpe
 from minigpt.data.text import STYLES
 from minigpt.data.tokenizer import SEPARATOR_TOKEN, SPECIAL_TOKENS, WordTokenizer
-from minigpt.evaluation import charges
-from minigpt.evaluation.charges import Charges, WittenBell
+from minigpt.evaluation import events
+from minigpt.evaluation.charges import Charges, WittenBell, learn
+from minigpt.evaluation.events import Events
 
 KINDS = 4
 EVENTS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, KINDS - 1)))
@@ -23,7 +24,7 @@ WORDS = WordTokenizer((*SPECIAL_TOKENS, ".", "the", "film", "a", "dvd", '"'), "s
 TEXTS = pa.array(
     ["The film. The DVD.", 'A "film" a DVD.', "the film Qux. A film", "The end\tof the film.\n"]
 )
-CHARGES = Charges([TEXTS], WORDS)
+CHARGES = learn([TEXTS], WORDS)
 
 
 def bits(text: str, learned: Charges = CHARGES) -> dict[str, float]:
@@ -85,7 +86,7 @@ def test_spellings_share_one_probability() -> None:
     ).map("".join)
 )
 def test_any_text_can_be_written(style: str, text: str) -> None:
-    learned = Charges([TEXTS], WordTokenizer(WORDS.tokens, style))
+    learned = learn([TEXTS], WordTokenizer(WORDS.tokens, style))
     found = learned(pa.array([text]))
     assert all(math.isfinite(nats) and nats >= 0 for nats in found)
     if text:
@@ -110,11 +111,11 @@ def test_unknown_words_are_spelled_as_typed_and_not_charged_for_case() -> None:
 
 def test_first_tokens_behind_a_separator_and_byte_level_bpe_are_not_charged() -> None:
     separated = WordTokenizer((*SPECIAL_TOKENS, SEPARATOR_TOKEN, *WORDS.tokens[2:]), "spaced")
-    found, other = Charges([TEXTS], separated)(TEXTS), CHARGES(TEXTS)
+    found, other = learn([TEXTS], separated)(TEXTS), CHARGES(TEXTS)
     assert found.first == 0 < other.first
     np.testing.assert_allclose(found[1:], other[1:])
     pairs = bpe.train(TEXTS.to_pylist(), 260)
-    assert sum(Charges([TEXTS], pairs)(TEXTS)) == 0
+    assert sum(learn([TEXTS], pairs)(TEXTS)) == 0
 
 
 def test_nothing_of_a_text_is_learned_from_it() -> None:
@@ -126,17 +127,32 @@ def test_nothing_of_a_text_is_learned_from_it() -> None:
 
 def test_pieces_and_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = CHARGES(TEXTS)
-    monkeypatch.setattr(charges, "_PIECE_BYTES", 20)
-    monkeypatch.setattr(charges, "_PIECES_TO_ADD", 2)
+    monkeypatch.setattr(events, "_PIECE_BYTES", 20)
+    monkeypatch.setattr(events, "_PIECES_TO_ADD", 2)
     counted: list[tuple[int, int | None]] = []
     batches = [TEXTS.slice(0, 1), TEXTS.slice(1, 0), TEXTS.slice(1)]
-    learned = Charges(batches, WORDS, lambda *seen: counted.append(seen))
+    learned = learn(batches, WORDS, lambda *seen: counted.append(seen))
     np.testing.assert_allclose(learned(TEXTS), expected)
     assert counted[-1] == (4, 4)
 
 
+@pytest.mark.parametrize("cut", [0, 1, 3])
+def test_the_events_of_parts_add_up_to_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, cut: int
+) -> None:
+    monkeypatch.setattr(events, "GAPS", 3)  # there are five
+    texts = pa.array(["A  film\n", "the \tfilm", "A\t\tfilm  zyx", "B\n A"])
+    parts = [texts[:cut], texts[cut:]]
+    gaps = dict.fromkeys(gap for part in parts for gap in events.first_gaps([part], WORDS))
+    first, second = (Events(WORDS, list(gaps)[: events.GAPS]) for _ in parts)
+    second.count([parts[1]])
+    first.count([parts[0]])
+    second.add(first)  # in any order
+    assert Charges(WORDS, second)(TEXTS) == learn([texts], WORDS)(TEXTS)
+
+
 def test_more_white_space_than_there_is_room_for_is_spelled() -> None:
-    texts = pa.array(["a" + " " * n + "film" for n in range(1, charges.GAPS + 20)])
-    learned = Charges([texts], WORDS)
-    last, first = (bits(f"a{' ' * n}film", learned)["spacing"] for n in (charges.GAPS + 15, 5))
+    texts = pa.array(["a" + " " * n + "film" for n in range(1, events.GAPS + 20)])
+    learned = learn([texts], WORDS)
+    last, first = (bits(f"a{' ' * n}film", learned)["spacing"] for n in (events.GAPS + 15, 5))
     assert first < last < math.inf

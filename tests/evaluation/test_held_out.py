@@ -11,7 +11,7 @@ from keras import ops
 from minigpt.data import bpe
 from minigpt.data.tokenizer import SEPARATOR_TOKEN, SPECIAL_TOKENS, UNKNOWN, WordTokenizer
 from minigpt.evaluation import held_out
-from minigpt.evaluation.charges import Charges, Nats
+from minigpt.evaluation.charges import Nats, learn
 from minigpt.evaluation.held_out import HeldOut
 
 NOTHING = Nats(0.0, 0.0, 0.0, 0.0)
@@ -26,7 +26,7 @@ TEXTS = pa.array(
         "the film was good.",
     ]
 )
-CHARGES = Charges([TEXTS], WORDS)
+CHARGES = learn([TEXTS], WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
     )
     figures = {}
     for words in (large, small):
-        reviews = held_out.read(texts, Charges([texts], words))
+        reviews = held_out.read(texts, learn([texts], words))
         ids = reviews.ids[reviews.targets]
         shares = np.bincount(ids) / len(ids)
         figures[words] = held_out.figures(reviews, -np.log(shares[ids]))
@@ -121,13 +121,13 @@ def test_a_smaller_vocabulary_gains_nothing() -> None:
 
 def test_the_bytes_do_not_depend_on_the_tokenizer(reviews: HeldOut) -> None:
     few = WordTokenizer((*SPECIAL_TOKENS, "the"), "published")
-    found = held_out.read(TEXTS, Charges([TEXTS], few)).text_bytes
+    found = held_out.read(TEXTS, learn([TEXTS], few)).text_bytes
     assert found == reviews.text_bytes == len("".join(TEXTS.to_pylist()))
 
 
 def test_behind_a_separator_the_first_token_is_a_target() -> None:
     words = WordTokenizer((*SPECIAL_TOKENS, SEPARATOR_TOKEN, "the", "film"), "spaced")
-    reviews = held_out.read(pa.array(["The film", "", "film"]), Charges([TEXTS], words))
+    reviews = held_out.read(pa.array(["The film", "", "film"]), learn([TEXTS], words))
     assert reviews.ids.tolist() == [2, 3, 4, 2, 2, 4]
     assert reviews.targets.tolist() == [1, 2, 5]
     assert reviews.charged.first == 0

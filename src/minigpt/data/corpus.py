@@ -92,15 +92,28 @@ def read_reviews(path: Path, columns: Sequence[str]) -> pa.Table:
         return file.read(columns).select(columns)
 
 
-def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def row_groups(path: Path) -> int:
+    """Returns the number of row groups in what `write_reviews` wrote.
+
+    Raises:
+        InputError: The file is missing or damaged.
+    """
+    with as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS), pq.ParquetFile(path) as file:
+        return int(file.num_row_groups)
+
+
+def read_batches(
+    path: Path, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
     """Reads what `write_reviews` wrote in batches, so that memory stays bounded.
 
     Args:
         path: The Parquet file.
         columns: The columns to read.
+        groups: The row groups to read; None: all.
 
     Yields:
-        The reviews in their order, at most `REVIEWS_AT_ONCE` in a batch.
+        The reviews in their order, a row group at a time.
 
     Raises:
         InputError: The file is missing or damaged.
@@ -112,19 +125,23 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
         ) as file,
     ):
-        for batch in file.iter_batches(REVIEWS_AT_ONCE, columns=columns):
-            yield batch.select(columns)
+        for group in range(file.num_row_groups) if groups is None else groups:
+            for batch in file.iter_batches(REVIEWS_AT_ONCE, row_groups=[group], columns=columns):
+                yield batch.select(columns)
 
 
-def texts(path: Path, fraction: float, *, held_out: bool = False) -> Iterator[pa.Array]:
+def texts(
+    path: Path, fraction: float, *, held_out: bool = False, groups: Sequence[int] | None = None
+) -> Iterator[pa.Array]:
     """Yields the texts of the reviews that are not held out, or of those that are, in batches.
 
     Args:
         path: The Parquet file.
         fraction: The share that is held out; see `is_validation`.
         held_out: Which of the two.
+        groups: The row groups to read; None: all.
     """
-    for batch in read_batches(path, ["id", "text"]):
+    for batch in read_batches(path, ["id", "text"], groups):
         is_held_out = is_validation(batch["id"], fraction)
         yield batch["text"].filter(pa.array(is_held_out == held_out))
 
@@ -143,24 +160,59 @@ def sample(path: Path, fraction: float, most_bytes: int) -> list[str]:
     Raises:
         InputError: All reviews are held out.
     """
-    drawn: list[tuple[bytes, bytes]] = []
-    size = 0
-    for batch in read_batches(path, ["id", "text"]):
+    return cut(first_drawn(draw(path, fraction), most_bytes), most_bytes)
+
+
+def draw(
+    path: Path, fraction: float, groups: Sequence[int] | None = None
+) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the hash of the id and the text of each review that is not held out; see `sample`.
+
+    Args:
+        path: The Parquet file.
+        fraction: The share that is held out; see `is_validation`.
+        groups: The row groups to read; None: all.
+    """
+    for batch in read_batches(path, ["id", "text"], groups):
         kept = batch.filter(pa.array(~is_validation(batch["id"], fraction)))
         for name, text in zip(*(column.to_pylist() for column in kept.columns), strict=True):
             key = hashlib.blake2b(name.encode(), digest_size=8, person=b"sample").digest()
-            data = text.encode()[:most_bytes]
-            # The last ones in the order of the hash leave once enough others are there.
-            if size < most_bytes or key < drawn[-1][0]:
-                bisect.insort(drawn, (key, data))
-                size += len(data)
-            while size - len(drawn[-1][1]) >= most_bytes:
-                size -= len(drawn.pop()[1])
+            yield key, text.encode()
+
+
+def first_drawn(pairs: Iterable[tuple[bytes, bytes]], most_bytes: int) -> list[tuple[bytes, bytes]]:
+    """Keeps the first pairs in the order of the hash, as many as give so many bytes.
+
+    The first ones of parts, put together, have the first ones of the whole among them.
+
+    Args:
+        pairs: What `draw` yields, in any order; those that are kept are in memory.
+        most_bytes: Bytes of all texts; the last one may reach beyond.
+    """
+    drawn: list[tuple[bytes, bytes]] = []
+    size = 0
+    for key, text in pairs:
+        data = text[:most_bytes]
+        # The last ones in the order of the hash leave once enough others are there.
+        if size < most_bytes or key < drawn[-1][0]:
+            bisect.insort(drawn, (key, data))
+            size += len(data)
+        while size - len(drawn[-1][1]) >= most_bytes:
+            size -= len(drawn.pop()[1])
+    return drawn
+
+
+def cut(drawn: Sequence[tuple[bytes, bytes]], most_bytes: int) -> list[str]:
+    """Returns the texts of what `first_drawn` kept, of so many bytes.
+
+    Raises:
+        InputError: There are none.
+    """
     if not drawn:
         raise InputError("all reviews are held out: lower sequences.validation_fraction")
-    last = len(drawn[-1][1]) - max(size - most_bytes, 0)
-    cut = [*(data for _, data in drawn[:-1]), drawn[-1][1][:last]]
-    return [data.decode("utf-8", "ignore") for data in cut]
+    *whole, last = (data for _, data in drawn)
+    beyond = max(sum(map(len, whole)) + len(last) - most_bytes, 0)
+    return [data.decode("utf-8", "ignore") for data in (*whole, last[: len(last) - beyond])]
 
 
 def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:

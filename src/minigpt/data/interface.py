@@ -5,7 +5,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -121,7 +120,7 @@ def in_threads(
     if len(first) < 2:  # a prompt, say: starting a thread takes longer
         yield from map(function, first)
         return
-    threads = os.cpu_count() or 1
+    threads = pa.cpu_count()
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[Any]] = deque()
         for piece in itertools.chain(first, cut):

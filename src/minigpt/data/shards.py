@@ -1,12 +1,13 @@
 """Writes token windows as TFRecord shards, with a manifest."""
 
+import itertools
 import math
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,30 +16,17 @@ import pyarrow as pa
 from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import SequencesConfig
-from minigpt.data.sequences import MANIFEST, SPLITS, Ints, windows
+from minigpt.data.cutting import Cutter, Encoded, Shard, Windows, even_parts, shard_name
+from minigpt.data.sequences import MANIFEST, SPLITS, Ints
 from minigpt.data.tokenizer import Tokenizer
 
 # Around each record: its length in 8 bytes, and checksums of 4 bytes of the length and the record.
 # https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 _FRAME_BYTES = 16
 
+COUNTED = ("reviews", "sequences", "targets", "unknown_targets")
+
 Progress = Callable[[int, int | None], None]
-
-
-class Encoded(NamedTuple):
-    """Consecutive reviews as token ids.
-
-    Attributes:
-        review_ids: (N,) strings.
-        ids: The token ids of all of them in a row, as `sequences.documents` returns them.
-        offsets: (N + 1,) where each review begins in `ids`, and where the last one ends.
-        held_out: (N,) true for reviews of the validation split.
-    """
-
-    review_ids: pa.Array
-    ids: npt.NDArray[np.int32]
-    offsets: Ints
-    held_out: npt.NDArray[np.bool_]
 
 
 def write(
@@ -77,7 +65,44 @@ def write(
     Raises:
         InputError: A split that the configuration asks for has no targets.
     """
-    manifest: dict[str, Any] = {
+    with files.replacing(directory) as fresh:
+        fresh.mkdir()
+        splits, sizes = _write_splits(fresh, batches, config, tokenizer, progress)
+        for split, counts in splits.items():
+            number = config.shards if split == "train" else 1
+            counts["shards"] = _divide(fresh / split, sizes[split], number)
+        manifest = finish(fresh, splits, config=config, tokenizer=tokenizer, text=text)
+    if progress:
+        total = sum(map(len, sizes.values()))
+        progress(total, total)
+    return manifest
+
+
+def finish(
+    folder: Path,
+    splits: dict[str, dict[str, Any]],
+    *,
+    config: SequencesConfig,
+    tokenizer: Tokenizer,
+    text: Mapping[str, float] | None,
+) -> dict[str, Any]:
+    """Writes the manifest beside the shards, and returns it; see `write`.
+
+    Args:
+        folder: Where the shards are.
+        splits: By split: the numbers that `COUNTED` names, and the entries of its shards.
+        config: The section `sequences`.
+        tokenizer: The tokenizer that gave the ids.
+        text: As for `write`.
+
+    Raises:
+        InputError: A split that the configuration asks for has no targets.
+    """
+    for split, counts in splits.items():
+        if not counts["targets"] and (split == "train" or config.validation_fraction > 0):
+            raise _nothing_to_predict(split, splits, config)
+    splits["validation"]["text"] = text and dict(text)
+    manifest = {
         "format": "TFRecord files of tf.train.Example",
         "features": {
             "tokens": f"int64 list: up to {config.length + 1} token ids, not padded",
@@ -88,27 +113,50 @@ def write(
         "policy": config.policy,
         "validation_fraction": config.validation_fraction,
         "tokenizer": {"sha256": tokenizer.sha256, "size": len(tokenizer)},
-        "splits": {},
+        "splits": splits,
     }
-    with files.replacing(directory) as fresh:
-        fresh.mkdir()
-        splits, sizes = _write_splits(fresh, batches, config, tokenizer, progress)
-        for split, counts in splits.items():
-            if not counts["targets"] and (split == "train" or config.validation_fraction > 0):
-                raise _nothing_to_predict(split, splits, config)
-            number = config.shards if split == "train" else 1
-            shards = _divide(fresh / split, sizes[split], number)
-            manifest["splits"][split] = {**counts, "shards": shards}
-        manifest["splits"]["validation"]["text"] = text and dict(text)
-        files.write_json(fresh / MANIFEST, manifest)
-    if progress:
-        total = sum(map(len, sizes.values()))
-        progress(total, total)
+    files.write_json(folder / MANIFEST, manifest)
     return manifest
 
 
+def write_shard(
+    folder: Path,
+    shard: Shard,
+    batches: Iterable[Encoded],
+    *,
+    config: SequencesConfig,
+    tokenizer: Tokenizer,
+) -> dict[str, Any]:
+    """Writes one shard of `plan`.
+
+    Args:
+        folder: Where to write.
+        shard: The shard.
+        batches: The reviews of `shard.batches`.
+        config: The section `sequences`.
+        tokenizer: The tokenizer that gave the ids.
+
+    Returns:
+        Its entry in the manifest, and the numbers that `COUNTED` names, of its windows.
+    """
+    import tensorflow as tf
+
+    counts = dict.fromkeys(COUNTED, 0)
+    cutter = Cutter(shard.split, config, tokenizer.separator, shard.skip)
+    cut = itertools.chain(map(cutter.add, _ahead(batches)), cutter.end())
+    path = folder / shard.name
+    with files.replacing(path) as beside, tf.io.TFRecordWriter(os.fspath(beside)) as writer:
+        for part, found in cut:
+            left = shard.records - counts["sequences"]
+            starts, stops, reviews = (numbers[:left] for numbers in found)
+            _add(counts, part.ids, starts, stops, tokenizer.unknown)
+            for record in _examples(part, starts, stops, reviews):
+                writer.write(record)
+    return {"entry": _entry(path, shard.records), **counts}
+
+
 def _nothing_to_predict(
-    split: str, splits: dict[str, dict[str, int]], config: SequencesConfig
+    split: str, splits: dict[str, dict[str, Any]], config: SequencesConfig
 ) -> InputError:
     fraction = config.validation_fraction
     reviews = sum(counts["reviews"] for counts in splits.values())
@@ -142,7 +190,7 @@ def _write_splits(
     config: SequencesConfig,
     tokenizer: Tokenizer,
     progress: Progress | None,
-) -> tuple[dict[str, dict[str, int]], dict[str, "array[int]"]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, "array[int]"]]:
     """Writes a file per split, since the size of a shard is known only once all are counted.
 
     Returns:
@@ -150,15 +198,12 @@ def _write_splits(
     """
     import tensorflow as tf
 
-    counted = ("reviews", "sequences", "targets", "unknown_targets")
-    splits = {split: dict.fromkeys(counted, 0) for split in SPLITS}
+    splits: dict[str, dict[str, Any]] = {split: dict.fromkeys(COUNTED, 0) for split in SPLITS}
     sizes = {split: array("q") for split in SPLITS}
-    packed, separator = config.policy == "packed", tokenizer.separator
-    rests: dict[str, Encoded | None] = dict.fromkeys(SPLITS)
+    cutters = {split: Cutter(split, config, tokenizer.separator) for split in SPLITS}
 
-    def write_windows(split: str, part: Encoded, found: tuple[Ints, Ints, Ints]) -> None:
-        for name, number in _count(part.ids, *found[:2], tokenizer.unknown).items():
-            splits[split][name] += number
+    def write_windows(split: str, part: Encoded, found: Windows) -> None:
+        _add(splits[split], part.ids, *found[:2], tokenizer.unknown)
         for record in _examples(part, *found):
             writers[split].write(record)
             sizes[split].append(len(record) + _FRAME_BYTES)
@@ -167,24 +212,14 @@ def _write_splits(
     writers = dict(zip(SPLITS, (train, validation), strict=True))
     with train, validation:
         for batch in _ahead(batches):
-            for split in SPLITS:
-                part = _part(batch, batch.held_out == (split == "validation"))
-                splits[split]["reviews"] += len(part.review_ids)
-                if packed:
-                    part = _after(rests[split], part)
-                    found = _packed(part, config.length)
-                    rests[split] = _rest(part, int(found[1][-1]) - 1 if len(found[1]) else 0)
-                else:
-                    if closed := separator is not None:
-                        part = part._replace(ids=np.append(part.ids, separator))
-                    found = windows(part.ids, part.offsets, config.length, config.policy, closed)
-                write_windows(split, part, found)
+            for split, cutter in cutters.items():
+                splits[split]["reviews"] += int((batch.held_out == (split == "validation")).sum())
+                write_windows(split, *cutter.add(batch))
             if progress:
                 progress(sum(map(len, sizes.values())), None)
-        for split, rest in rests.items():
-            if rest is not None and separator is not None:  # the last review ends like the others
-                ended = rest._replace(ids=np.append(rest.ids, separator))
-                write_windows(split, ended, _packed(ended, config.length))
+        for split, cutter in cutters.items():
+            for part, found in cutter.end():
+                write_windows(split, part, found)
     return splits, sizes
 
 
@@ -198,52 +233,19 @@ def _ahead(batches: Iterable[Encoded]) -> Iterator[Encoded]:
             yield batch
 
 
-def _part(batch: Encoded, which: npt.NDArray[np.bool_]) -> Encoded:
-    sizes = np.diff(batch.offsets)
-    return Encoded(
-        batch.review_ids.filter(pa.array(which)),
-        batch.ids[np.repeat(which, sizes)],
-        np.append(0, np.cumsum(sizes[which])),
-        batch.held_out[which],
-    )
-
-
-def _after(rest: Encoded | None, part: Encoded) -> Encoded:
-    """Returns reviews behind what is left of those before them."""
-    if rest is None:
-        return part
-    return Encoded(
-        pa.concat_arrays([rest.review_ids, part.review_ids]),
-        np.append(rest.ids, part.ids),
-        np.append(rest.offsets[:-1], part.offsets + len(rest.ids)),
-        np.append(rest.held_out, part.held_out),
-    )
-
-
-def _rest(part: Encoded, start: int) -> Encoded:
-    """Returns what is left from a place on; a review that began before has an offset below 0."""
-    first = max(int(part.offsets.searchsorted(start, "right")) - 1, 0)
-    offsets = part.offsets[first:] - start
-    return Encoded(part.review_ids[first:], part.ids[start:], offsets, part.held_out[first:])
-
-
-def _packed(part: Encoded, length: int) -> tuple[Ints, Ints, Ints]:
-    """Cuts reviews in a row into windows of length + 1 tokens; returns what `windows` does."""
-    starts = np.arange(max(len(part.ids) - 1, 0) // length) * length
-    return starts, starts + length + 1, part.offsets.searchsorted(starts, "right") - 1
-
-
-def _count(
-    ids: npt.NDArray[np.int32], starts: Ints, stops: Ints, unknown_id: int | None
-) -> dict[str, int]:
+def _add(
+    counts: dict[str, Any],
+    ids: npt.NDArray[np.int32],
+    starts: Ints,
+    stops: Ints,
+    unknown_id: int | None,
+) -> None:
     targets = np.maximum(stops - starts - 1, 0)
     unknown = np.flatnonzero(ids == unknown_id)
     before = unknown.searchsorted([stops - targets, stops])
-    return {
-        "sequences": len(starts),
-        "targets": int(targets.sum()),
-        "unknown_targets": int(np.diff(before, axis=0).sum()),
-    }
+    counts["sequences"] += len(starts)
+    counts["targets"] += int(targets.sum())
+    counts["unknown_targets"] += int(np.diff(before, axis=0).sum())
 
 
 def _examples(batch: Encoded, starts: Ints, stops: Ints, reviews: Ints) -> Iterator[bytes]:
@@ -269,16 +271,21 @@ def _examples(batch: Encoded, starts: Ints, stops: Ints, reviews: Ints) -> Itera
 
 def _divide(whole: Path, sizes: "array[int]", number: int) -> list[dict[str, Any]]:
     """Divides the file of a split into shards and returns their entries in the manifest."""
-    entries = []
+    entries, first = [], 0
     number = min(number, len(sizes))
     with whole.open("rb") as source:
-        for i, part in enumerate(np.array_split(sizes, number) if number else []):
-            shard = whole.with_name(f"{whole.name}-{i:05}-of-{number:05}.tfrecord")
+        for i, records in enumerate(even_parts(len(sizes), number)):
+            shard = whole.with_name(shard_name(whole.name, i, number))
             with shard.open("wb") as file:
-                left = int(part.sum())
+                left = sum(sizes[first : first + records])
                 while left:
                     left -= file.write(source.read(min(left, 2**20)))
-            facts = {"bytes": int(part.sum()), "sha256": files.sha256(shard)}
-            entries.append({"file": shard.name, "records": len(part), **facts})
+            entries.append(_entry(shard, records))
+            first += records
     whole.unlink()
     return entries
+
+
+def _entry(path: Path, records: int) -> dict[str, Any]:
+    facts = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
+    return {"file": path.name, "records": records, **facts}

@@ -3,10 +3,10 @@
 import functools
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ SEPARATOR = 2  # where there is one; no style makes a token of its text, which b
 SEPARATOR_TOKEN = "<|endoftext|>"
 
 WORDS = "words"  # the kind of tokenizer; the other is `bpe.KIND`
+
+_NOTHING = pa.table({"token": pa.array([], pa.string()), "count": pa.array([], pa.int64())})
 
 # An Arrow array of strings holds 2 GiB at most, and punctuation is set apart by up to two spaces.
 _PIECE_BYTES = 2**28
@@ -168,6 +170,38 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
     Raises:
         InputError: There is no token at all.
     """
+    seen, counts = tally(texts, style)
+    check(seen, totals(counts))
+    return in_order(counts)
+
+
+class Totals(NamedTuple):
+    """Sums over the tokens of texts.
+
+    Attributes:
+        tokens: All tokens.
+        types: The distinct ones.
+        bytes: Of all tokens, in UTF-8.
+    """
+
+    tokens: int
+    types: int
+    bytes: int
+
+
+def totals(counts: pa.Table) -> Totals:
+    """Sums up what `count` or `tally` returned."""
+    size = pc.sum(pc.multiply(counts["count"], pc.binary_length(counts["token"]))).as_py()
+    return Totals(pc.sum(counts["count"]).as_py() or 0, len(counts), size or 0)
+
+
+def tally(texts: Texts | Iterable[Texts], style: str) -> tuple[int, pa.Table]:
+    """Counts the tokens of texts as `count` does.
+
+    Returns:
+        The number of texts, and the rows of `count` in no order. Those of the parts of a corpus,
+        added up, are those of the whole.
+    """
 
     def count_piece(piece: pa.Array) -> tuple[int, pa.Table]:
         counts = pc.value_counts(text.tokenise(piece, style).values)
@@ -180,8 +214,21 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
         seen += size
         tables.append(table)
         if len(tables) == _PIECES_TO_ADD:
-            tables = [_added(tables)]
-    if not any(tables):
+            tables = [added(tables)]
+    return seen, added(tables)
+
+
+def check(seen: int, found: Totals) -> None:
+    """Warns of long tokens, which a language without spaces has.
+
+    Args:
+        seen: The number of texts.
+        found: What was counted in them.
+
+    Raises:
+        InputError: There is no token at all.
+    """
+    if not found.tokens:
         if seen:
             why = "they hold nothing but white space and <br />"
         else:
@@ -190,27 +237,30 @@ def count(texts: Texts | Iterable[Texts], style: str) -> pa.Table:
                 "ones, or lower sequences.validation_fraction"
             )
         raise InputError(f"no token to count in {seen} texts: {why}")
-    counts = _added(tables)
-    size = pc.sum(pc.multiply(counts["count"], pc.binary_length(counts["token"]))).as_py()
-    if (mean := size / pc.sum(counts["count"]).as_py()) > _LONG_TOKEN_BYTES:
+    if (mean := found.bytes / found.tokens) > _LONG_TOKEN_BYTES:
         log.warning(
             "a token has %.0f bytes on average: text is split at white space and punctuation, so "
             "where a language has no spaces, such as Chinese, choose groups.vocabulary=bpe",
             mean,
         )
-    return counts.sort_by([("count", "descending"), ("token", "descending")])
 
 
-def _added(tables: list[pa.Table]) -> pa.Table:
-    counts = pa.concat_tables(tables).group_by("token").aggregate([("count", "sum")])
+def added(tables: Sequence[pa.Table]) -> pa.Table:
+    """Adds up the counts of several tables."""
+    counts = pa.concat_tables([_NOTHING, *tables]).group_by("token").aggregate([("count", "sum")])
     return counts.rename_columns(["token", "count"])
+
+
+def in_order(counts: pa.Table) -> pa.Table:
+    """Returns counts in the order of `count`."""
+    return counts.sort_by([("count", "descending"), ("token", "descending")])
 
 
 def build(counts: pa.Table, max_tokens: int, style: str, separated: bool = False) -> WordTokenizer:
     """Builds the tokenizer of the most frequent tokens.
 
     Args:
-        counts: What `count` returned.
+        counts: What `count` returned, or its first `max_tokens` rows.
         max_tokens: The most tokens to keep, the special ones among them.
         style: How the texts were split.
         separated: Whether a separator stands before each document.
@@ -221,12 +271,13 @@ def build(counts: pa.Table, max_tokens: int, style: str, separated: bool = False
     return WordTokenizer((*special, *learned[: max_tokens - len(special)]), style)
 
 
-def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float]:
+def metrics(tokenizer: WordTokenizer, counts: pa.Table, found: Totals) -> dict[str, int | float]:
     """Summarises a tokenizer on the texts that were counted.
 
     Args:
-        tokenizer: Any tokenizer of the same style.
-        counts: What `count` returned.
+        tokenizer: Any tokenizer of the same style, whose tokens are all in `counts`, if they occur.
+        counts: What `count` returned, or its first rows.
+        found: The totals of all rows.
 
     Returns:
         tokens: all tokens of the texts; types: the distinct ones; entries: those that the
@@ -235,25 +286,19 @@ def metrics(tokenizer: WordTokenizer, counts: pa.Table) -> dict[str, int | float
     """
     learned = pa.array(tokenizer.tokens[len(SPECIAL_TOKENS) :], pa.string())
     known = counts.filter(pc.is_in(counts["token"], value_set=learned))
-    total = pc.sum(counts["count"]).as_py()
     return {
-        "tokens": total,
-        "types": len(counts),
+        "tokens": found.tokens,
+        "types": found.types,
         "entries": len(tokenizer),
-        "unk_share": 1 - (pc.sum(known["count"]).as_py() or 0) / total,
+        "unk_share": 1 - (pc.sum(known["count"]).as_py() or 0) / found.tokens,
     }
 
 
-def unk_share(tokenizer: Tokenizer, texts: Iterable[Texts]) -> float:
-    """Returns the share of the tokens of texts, 0 to 1, that are encoded as unknown.
-
-    Args:
-        tokenizer: Made from other texts.
-        texts: Batches of strings; of none, the share is 0.
-    """
+def unknown(tokenizer: Tokenizer, texts: Iterable[Texts]) -> tuple[int, int]:
+    """Returns how many tokens of batches of texts are unknown, and how many there are in all."""
     unknown = total = 0
     for batch in texts:
         ids, _ = tokenizer.encode(batch)
         unknown += int(np.count_nonzero(ids == tokenizer.unknown))
         total += len(ids)
-    return unknown / max(total, 1)
+    return unknown, total

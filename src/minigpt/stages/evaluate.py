@@ -11,8 +11,7 @@ from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.data import corpus, sequences
 from minigpt.data.text import tokenise
-from minigpt.evaluation import baselines, charts, copying, held_out, pages, samples
-from minigpt.evaluation.charges import Charges
+from minigpt.evaluation import baselines, charges, charts, copying, held_out, pages, samples
 from minigpt.evaluation.samples import Sample
 from minigpt.generation.decoding import Generator
 from minigpt.generation.prompts import known
@@ -90,7 +89,7 @@ def _measure(
         log.info("sequences.validation_fraction is 0, nothing is held out: no loss is measured")
         return None, {}, [], []
     bar = progress.bar("evaluate: what the tokens leave out", "reviews")
-    read = held_out.read(held["text"], Charges([learned["text"]], trained.tokenizer, bar))
+    read = held_out.read(held["text"], charges.learn([learned["text"]], trained.tokenizer, bar))
     bar = progress.bar("evaluate", "windows")
     losses, right, positions = held_out.model_losses(trained.network, read, progress=bar)
     words, ids = len(trained.tokenizer), read.ids

@@ -9,8 +9,7 @@ from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.common.errors import InputError
 from minigpt.data import corpus
-from minigpt.evaluation import held_out
-from minigpt.evaluation.charges import Charges
+from minigpt.evaluation import charges, held_out
 from minigpt.model import directory
 from minigpt.tracking import card, gate, registry
 from minigpt.tracking.mirror import Mirror
@@ -124,7 +123,7 @@ def _measure(
     bar = progress.bar("what the champion's tokens leave out", "reviews")
     return held_out.measure(
         model.network,
-        Charges([learned], model.tokenizer, bar),
+        charges.learn([learned], model.tokenizer, bar),
         held["text"],
         progress=progress.bar("the champion on these reviews", "windows"),
     )

@@ -25,9 +25,10 @@ def run() -> None:
         separated = chosen.style == "words" and settings.sequences.policy != "head"
         built = tokenizer.build(counts, chosen.max_tokens, chosen.style, separated)
         built.save(paths.TOKENIZER)
-        metrics = tokenizer.metrics(built, counts)
+        metrics = tokenizer.metrics(built, counts, tokenizer.totals(counts))
         if fraction:
             held = corpus.texts(paths.REVIEWS, fraction, held_out=True)
-            metrics["held_out_unk_share"] = tokenizer.unk_share(built, held)
+            unknown, total = tokenizer.unknown(built, held)
+            metrics["held_out_unk_share"] = unknown / max(total, 1)
     files.write_json(paths.VOCABULARY_METRICS, metrics)
     log.info("%s: %s", paths.TOKENIZER, metrics)
