@@ -151,7 +151,7 @@ def test_without_a_known_target() -> None:
 
 def test_byte_level_bpe_has_no_unknown_targets() -> None:
     pairs = bpe.train(TEXTS.to_pylist(), 260)
-    reviews = held_out.read(pa.array(["a\0b"]), Charges([TEXTS], pairs))
+    reviews = held_out.read(pa.array(["a\0b"]), learn([TEXTS], pairs))
     count = len(reviews.targets)
     found = held_out.model_figures(reviews, np.ones(count), np.ones(count, np.bool_))
     assert (found["unk_share"], found["known_loss"]) == (0, 1)
