@@ -14,8 +14,7 @@ from benchmarks import probe
 from benchmarks.measure import Options, Result
 from minigpt.common import paths
 from minigpt.data import corpus, tokenizer
-from minigpt.evaluation import held_out
-from minigpt.evaluation.charges import Charges
+from minigpt.evaluation import charges, held_out
 
 PUBLISHED = ["groups.experiment=seed", "sequences.validation_fraction=0.05"]
 # The products of a step are in bfloat16 where the processor has them, on both sides.
@@ -71,7 +70,7 @@ def scores(settings: list[str], options: Options, parts: int) -> Iterator[Score]
     mask = corpus.is_validation(reviews["id"], chosen.sequences.validation_fraction)
     prefixes = held_out.prefixes(reviews["text"].filter(pa.array(mask)).combine_chunks())
     words = tokenizer.load(folder / paths.TOKENIZER)
-    charges = Charges([reviews["text"].filter(pa.array(~mask))], words)
+    learned = charges.learn([reviews["text"].filter(pa.array(~mask))], words)
     trainer, of_epoch, steps = probe.training(chosen, folder)
     timed = probe.ProcessorTime()
     part = -(-steps // parts)
@@ -80,7 +79,7 @@ def scores(settings: list[str], options: Options, parts: int) -> Iterator[Score]
         for begin in range(0, steps, part):
             some = dataset.skip(begin).take(part)
             trainer.fit(some, verbose=0, shuffle=False, callbacks=[timed])
-            bits = held_out.measure(trainer.network, charges, prefixes)["bits_per_byte"]
+            bits = held_out.measure(trainer.network, learned, prefixes)["bits_per_byte"]
             score = Score(timed.steps, timed.seconds, bits)
             print(settings[0], score, flush=True)
             yield score
