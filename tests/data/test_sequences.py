@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import string
 
 import numpy as np
@@ -281,6 +282,26 @@ def test_batches_are_padded_and_counted(tmp_path):
     assert sum(sizes) == count and set(sizes[:-1]) == {4}
 
 
+@pytest.mark.parametrize(("processes", "devices"), [(1, 4), (2, 2), (3, 6)])
+def test_processes_share_the_same_batches(tmp_path, monkeypatch, processes, devices):
+    write(tmp_path / "s")
+    options = {"seed": 3, "epoch": 1, "skip": 1, "processes": processes, "devices": devices}
+    whole = batches(tmp_path / "s", "train", 5, seed=3, epoch=1, skip=1)
+    read, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *where: read.append(where) or pread(*where))
+    shares = [batches(tmp_path / "s", "train", 5, rank=r, **options) for r in range(processes)]
+    assert len(read) == sum(len(x) for x, _ in whole)  # each record by one process, once
+    assert len(whole[-1][0]) < 5  # the last batch is filled up further than the others
+    for (x, y), *parts in zip(whole, *shares, strict=True):
+        filled = [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        assert len(filled[0]) == -(-5 // devices) * devices
+        assert all(len(part[0]) * processes == len(filled[0]) for part in parts)
+        real = filled[2] == 1
+        np.testing.assert_array_equal(filled[0][real], x)
+        np.testing.assert_array_equal(filled[1][real], y)
+        assert not filled[0][~real].any() and not filled[2][~real].any()
+
+
 def test_order_depends_on_seed_and_epoch_only(tmp_path):
     import tensorflow as tf
 
@@ -312,6 +333,8 @@ def test_a_damaged_shard_is_named(tmp_path):
         return str(caught.value)
 
     path.write_bytes(data[:-3])
+    with pytest.raises(InputError, match=rf"{path.name} was altered.*dvc repro sequences"):
+        sequences.dataset(tmp_path / "s", "train", 4, seed=1)
     assert f"has {len(data) - 3} bytes, not {len(data)}" in complaint()
     path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
     assert "altered" in complaint()

@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import NoReturn
 
 from minigpt.common.errors import InputError
 
@@ -57,6 +58,25 @@ def pin() -> None:
             raise InputError(f"{name} is set and would cut a training short: unset it")
     os.environ.pop("KERAS_NNX_ENABLED", None)
     os.environ["KERAS_HOME"] = os.path.abspath(".dvc/tmp/keras")
+
+
+def is_main() -> bool:
+    """Tells whether this process writes files: the only one of a training, or its first."""
+    return os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "") in {"", "0"}
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process.
+
+    One of several that train together doesn't wait for the others when it has failed, as JAX would:
+    they may be waiting for this one.
+    """
+    jax = sys.modules.get("jax")
+    if jax and jax.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def quiet() -> None:

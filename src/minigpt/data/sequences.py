@@ -1,8 +1,10 @@
 """Token windows: how they are cut from reviews, and how training reads their shards."""
 
+import functools
 import math
 import os
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "validation")
 MANIFEST = "manifest.json"
+
+# Before each record of a TFRecord file are its length in 8 bytes and a checksum of that in 4, after
+# it a checksum of the record.
+# https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+_HEAD_BYTES, _TAIL_BYTES = 12, 4
+FRAME_BYTES = _HEAD_BYTES + _TAIL_BYTES
+FILLER = -1  # in place of the number of a record: a row that fills up a batch
 
 Ints = npt.NDArray[np.int64]
 
@@ -96,12 +105,16 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error}; make it again: dvc repro sequences") from error
 
 
-def verify(directory: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+def verify(
+    directory: Path, tokenizer: Tokenizer | None = None, rank: int = 0, processes: int = 1
+) -> dict[str, Any]:
     """Checks that the shards are those that `shards.write` left.
 
     Args:
         directory: What `shards.write` wrote.
         tokenizer: The tokenizer that is to be used with them, if any.
+        rank: Which of the processes this one is, from 0.
+        processes: How many processes divide the shards among them.
 
     Returns:
         The manifest.
@@ -111,7 +124,7 @@ def verify(directory: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any
     """
     manifest = _read_manifest(directory)
     for split in manifest["splits"].values():
-        for shard in split["shards"]:
+        for shard in split["shards"][rank::processes]:
             path = directory / shard["file"]
             if not path.is_file():
                 wrong = "is missing"
@@ -132,9 +145,21 @@ def verify(directory: Path, tokenizer: Tokenizer | None = None) -> dict[str, Any
 
 
 def dataset(
-    directory: Path, split: str, batch_size: int, *, seed: int | None, epoch: int = 0, skip: int = 0
+    directory: Path,
+    split: str,
+    batch_size: int,
+    *,
+    seed: int | None,
+    epoch: int = 0,
+    skip: int = 0,
+    rank: int = 0,
+    processes: int = 1,
+    devices: int = 1,
 ) -> "tf.data.Dataset":
-    """Opens a split as batches of inputs and targets.
+    """Opens a split as batches of inputs and targets, read as they are needed.
+
+    In memory are 8 bytes for the place of each sequence and 8 for its turn. The batches are the
+    same for any number of processes and devices.
 
     Args:
         directory: What `shards.write` wrote.
@@ -144,12 +169,18 @@ def dataset(
             depends on the seed and the epoch only.
         epoch: The number of the epoch, which has an order of its own.
         skip: How many batches to leave out at the beginning.
+        rank: Which of the processes this one is, from 0.
+        processes: How many processes divide the rows of each batch among them.
+        devices: How many devices all processes have. With more than one, each batch, the last one
+            too, is filled up with rows of zeros until they can share it evenly.
 
     Returns:
-        Batches (x, y) of int32, (B, length) each, padded with zeros, of known cardinality.
+        Batches (x, y) of int32, (B, length) each, padded with zeros, of known cardinality: this
+        process's rows. With several devices (x, y, weights): float32 (B,), 0 for rows that fill up
+        a batch and 1 for others.
 
     Raises:
-        InputError: The split is empty.
+        InputError: The split is empty, or a shard is not the one that was written.
     """
     import tensorflow as tf
 
@@ -159,23 +190,89 @@ def dataset(
         raise InputError(
             f"{directory} has no {split} sequences: raise sequences.validation_fraction"
         )
-    total = sum(shard["records"] for shard in shards)
-    records = tf.data.TFRecordDataset([os.fspath(directory / s["file"]) for s in shards])
-    if seed is None:
-        batches = records.batch(batch_size).skip(skip)
-    else:
-        # The order of Dataset.shuffle depends on TensorFlow's global seed as well. Its buffer would
-        # hold the whole split too.
-        order = np.random.default_rng([seed, epoch]).permutation(total)[skip * batch_size :]
-        held = next(iter(records.batch(total)))
+    records = _Records(directory, shards)
+    total, count = len(records), -(-len(records) // batch_size) - skip
+    # The order of Dataset.shuffle depends on TensorFlow's global seed as well.
+    order = np.arange(total) if seed is None else _order(seed, epoch, total)
+    order = order[skip * batch_size :]
+    if devices == 1:
         rows = tf.data.Dataset.from_tensor_slices(order).batch(batch_size)
-        batches = rows.map(lambda row: tf.gather(held, row))
+    else:
+        size = -(-batch_size // devices) * devices
+        own = slice(rank * size // processes, (rank + 1) * size // processes)
+        order = np.pad(order, (0, count * batch_size - len(order)), constant_values=FILLER)
+        order = order.reshape(count, batch_size)
+        order = np.pad(order, [(0, 0), (0, size - batch_size)], constant_values=FILLER)
+        rows = tf.data.Dataset.from_tensor_slices(order[:, own])
 
-    def split_batch(batch: "tf.Tensor") -> "tuple[tf.Tensor, tf.Tensor]":
-        features = tf.io.parse_example(batch, {"tokens": tf.io.RaggedFeature(tf.int64)})
+    def batch(rows: "tf.Tensor") -> "tuple[tf.Tensor, ...]":
+        examples = tf.ensure_shape(tf.numpy_function(records.read, [rows], tf.string), [None])
+        features = tf.io.parse_example(examples, {"tokens": tf.io.RaggedFeature(tf.int64)})
         tokens = tf.cast(features["tokens"].to_tensor(shape=(None, length + 1)), tf.int32)
-        return tokens[:, :-1], tokens[:, 1:]
+        pair = tokens[:, :-1], tokens[:, 1:]
+        return pair if devices == 1 else (*pair, tf.cast(rows != FILLER, tf.float32))
 
     # On TensorFlow, Keras reports a wrong loss for a dataset of unknown length.
-    known = tf.data.experimental.assert_cardinality(-(-total // batch_size) - skip)
-    return batches.map(split_batch).prefetch(2).apply(known)
+    known = tf.data.experimental.assert_cardinality(count)
+    return rows.map(batch).prefetch(2).apply(known)
+
+
+def _order(seed: int, epoch: int, total: int) -> Ints:
+    return np.random.default_rng([seed, epoch]).permutation(total)
+
+
+class _Records:
+    """The records of a split's shards, read one by one in any order."""
+
+    def __init__(self, directory: Path, shards: Sequence[Mapping[str, Any]]) -> None:
+        self._paths = [directory / shard["file"] for shard in shards]
+        found = [_places(path, s["sha256"]) for path, s in zip(self._paths, shards, strict=True)]
+        for path, places, shard in zip(self._paths, found, shards, strict=True):
+            found_sizes = len(places) - 1, places[-1], path.stat().st_size
+            if found_sizes != (shard["records"], shard["bytes"], shard["bytes"]):
+                raise InputError(f"shard {path} was altered; make it again: dvc repro sequences")
+        self._places = found
+        self._ends = np.cumsum([len(places) - 1 for places in found])
+        # Open files are limited (`ulimit -n`), and there may be thousands of shards.
+        self._open = functools.lru_cache(256)(lambda path: path.open("rb", buffering=0))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, rows: Ints) -> npt.NDArray[np.object_]:
+        """Returns (B,) records by their numbers, and nothing for `FILLER`."""
+        return np.array([b"" if row == FILLER else self._record(row) for row in rows], object)
+
+    def _record(self, row: int) -> bytes:
+        shard = int(self._ends.searchsorted(row, "right"))
+        places = self._places[shard]
+        number = row - (int(self._ends[shard]) - len(places) + 1)
+        begin, end = int(places[number]), int(places[number + 1])
+        file = self._open(self._paths[shard])
+        data = os.pread(file.fileno(), end - begin, begin)
+        if len(data) != end - begin or _size(data) != end - begin:
+            raise ValueError(f"{self._paths[shard]} has changed since it was opened")
+        return data[_HEAD_BYTES:-_TAIL_BYTES]
+
+
+@functools.cache
+def _places(path: Path, sha256: str) -> Ints:
+    """Finds the records of a shard.
+
+    Args:
+        path: The shard.
+        sha256: Of the file, as another one of the same name has other places.
+
+    Returns:
+        (N + 1,) where each record begins in the file, and where the last one ends.
+    """
+    places, size = array("q", [0]), path.stat().st_size
+    with path.open("rb") as file:
+        while places[-1] < size and len(head := file.read(8)) == 8:
+            places.append(places[-1] + _size(head))
+            file.seek(places[-1])
+    return np.array(places)
+
+
+def _size(head: bytes) -> int:
+    return FRAME_BYTES + int.from_bytes(head[:8], "little")

@@ -17,12 +17,8 @@ from minigpt.common import files
 from minigpt.common.errors import InputError
 from minigpt.config import SequencesConfig
 from minigpt.data.cutting import Cutter, Encoded, Shard, Windows, even_parts, shard_name
-from minigpt.data.sequences import MANIFEST, SPLITS, Ints
+from minigpt.data.sequences import FRAME_BYTES, MANIFEST, SPLITS, Ints
 from minigpt.data.tokenizer import Tokenizer
-
-# Around each record: its length in 8 bytes, and checksums of 4 bytes of the length and the record.
-# https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-_FRAME_BYTES = 16
 
 COUNTED = ("reviews", "sequences", "targets", "unknown_targets")
 
@@ -206,7 +202,7 @@ def _write_splits(
         _add(splits[split], part.ids, *found[:2], tokenizer.unknown)
         for record in _examples(part, *found):
             writers[split].write(record)
-            sizes[split].append(len(record) + _FRAME_BYTES)
+            sizes[split].append(len(record) + FRAME_BYTES)
 
     train, validation = (tf.io.TFRecordWriter(os.fspath(folder / split)) for split in SPLITS)
     writers = dict(zip(SPLITS, (train, validation), strict=True))

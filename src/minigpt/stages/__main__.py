@@ -1,9 +1,11 @@
 """Runs a stage: `python -m minigpt.stages NAME`, in the folder of dvc.yaml."""
 
+import contextlib
 import importlib
 import logging
 import signal
 import sys
+import traceback
 from pathlib import Path
 from types import FrameType
 
@@ -25,13 +27,17 @@ def main() -> int:
     """
     stage = sys.argv[1]
     interrupted = f"error: {stage}: interrupted"
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    level = logging.INFO if backend.is_main() else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     backend.quiet()
     try:
         # The backend decides weights, so the training's is configuration.
         backend.choose(config.load().train.backend if stage == "train" else "")
         backend.pin()
-        with locks.hold(Path(f".dvc/tmp/minigpt-{stage}.lock"), wait_s=10, busy=BUSY):
+        lock = Path(f".dvc/tmp/minigpt-{stage}.lock")
+        with contextlib.ExitStack() as held:
+            if backend.is_main():
+                held.enter_context(locks.hold(lock, wait_s=10, busy=BUSY))
             with backend.importing(interrupted):
                 run = importlib.import_module(f"minigpt.stages.{stage}").run
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -56,4 +62,9 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    backend.leave(code)

@@ -26,41 +26,76 @@ from minigpt.model import directory
 from minigpt.model.network import MiniGPT
 from minigpt.tracking import gate, origin
 from minigpt.tracking.mirror import Mirror
-from minigpt.training import fit, optimizers
+from minigpt.training import fit, optimizers, parallel
 from minigpt.training.checkpoints import Checkpoints, best_epoch
 
 log = logging.getLogger(__name__)
 
+COMMAND = (sys.executable, "-m", "minigpt.stages", "train")
+LOGS = Path(".dvc/tmp")  # of the processes that engine.workers starts
+
 
 def run() -> None:
-    """Trains, or resumes from the last checkpoint, and writes the model directory."""
+    """Trains in this process, or in those that a launcher or `engine.workers` starts."""
+    place, workers = parallel.named(), config.load(paths.RESOLVED).engine.workers
+    if place is None and workers > 1:
+        with parallel.launched(workers, COMMAND, LOGS) as world:
+            work(world)
+    else:
+        with parallel.joined(place) as world:
+            work(world)
+
+
+def work(world: parallel.World) -> None:
+    """Trains, or resumes from the last checkpoint; the first process writes the model directory.
+
+    Each process of a training calls this in the project's folder, within `parallel.joined`.
+    """
     settings = config.load(paths.RESOLVED)
     words = tokenizer.load(paths.TOKENIZER)
     asked = {
         name: prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
         for name in ("preview", "evaluate", "sample")
     }
-    manifest = sequences.verify(paths.SEQUENCES, words)
+    manifest = sequences.verify(paths.SEQUENCES, words, world.rank, world.processes)
     made_with = _made_with(settings, words, manifest)
-    _warn_of_unknown_words(made_with, words, manifest["splits"]["validation"])
+    if world.is_main:
+        _warn_of_unknown_words(made_with, words, manifest["splits"]["validation"])
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
     network = make_network(settings, words)
-    generator = Generator(network, words)
+    writer = network
+    if world.devices > 1:
+        with parallel.alone():
+            writer = make_network(settings, words)
+    generator = Generator(writer, words)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
         generator.check(prompts.encode(words, texts))
-    trainer = make_trainer(network, words, settings.train, steps)
+    trainer = make_trainer(network, words, settings.train, steps, world.devices)
     training = _identity(settings, manifest, network)
-    checkpoints = Checkpoints(
-        paths.CHECKPOINTS, training, settings.checkpointing.resume, _recorded_run()
+    checkpoints = world.main_first(
+        lambda: Checkpoints(
+            paths.CHECKPOINTS,
+            training,
+            settings.checkpointing.resume,
+            _recorded_run(),
+            writes=world.is_main,
+        )
     )
+    world.agree(f"{training} {len(checkpoints.epochs)} {checkpoints.step}")
     if checkpoints.epochs or checkpoints.step:
         log.info("resuming after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
-    facts = {"train_id": checkpoints.train_id, "training": training, "settings": _facts(network)}
+    found = _facts(network, world)
+    facts = {"train_id": checkpoints.train_id, "training": training, "settings": found}
     mirror = Mirror(Path.cwd(), settings)
 
     def write_texts() -> list[dict[str, Any]]:
+        if not world.is_main:
+            return []
+        if writer is not network:
+            for copy, weight in zip(writer.weights, network.weights, strict=True):
+                copy.assign(keras.ops.convert_to_numpy(weight))
         texts = generator.continued(asked["preview"], settings.preview)
         return [
             {"prompt": prompt, "text": text, "ended": ended}
@@ -68,8 +103,9 @@ def run() -> None:
         ]
 
     def report() -> None:
-        _write_reports(checkpoints, facts, steps)
-        mirror.send()
+        if world.is_main:
+            _write_reports(checkpoints, facts, steps)
+            mirror.send()
 
     def on_epoch() -> None:
         epoch = checkpoints.epochs[-1]
@@ -81,12 +117,18 @@ def run() -> None:
 
     def batches(epoch: int, skip: int) -> Any:
         order = {"seed": settings.train.seed, "epoch": epoch, "skip": skip}
-        return sequences.dataset(paths.SEQUENCES, "train", settings.train.batch_size, **order)
+        return sequences.dataset(
+            paths.SEQUENCES, "train", settings.train.batch_size, **order, **world._asdict()
+        )
 
     validation = None
     if manifest["splits"]["validation"]["shards"]:
         validation = sequences.dataset(
-            paths.SEQUENCES, "validation", settings.train.batch_size, seed=None
+            paths.SEQUENCES,
+            "validation",
+            settings.train.batch_size,
+            seed=None,
+            **world._asdict(),
         )
     stop = fit.Stop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -107,25 +149,28 @@ def run() -> None:
             write_texts=write_texts,
             on_epoch=on_epoch,
             stop=stop,
-            callbacks=[] if sys.stderr.isatty() else [_Lines(steps)],
-            verbose=1 if sys.stderr.isatty() else 0,
+            world=world,
+            callbacks=[_Lines(steps)] if world.is_main and not sys.stderr.isatty() else [],
+            verbose=1 if world.is_main and sys.stderr.isatty() else 0,
         )
     except BaseException as error:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
         log.info("stopped; the last checkpoint is %s, and %s", at, _way_on(Path.cwd()))
-        mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if world.is_main:
+            mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
-    plain = made_with.model_dump(mode="json")
-    sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
-    directory.save(paths.MODEL, network, words, sections)
-    _write_metrics(checkpoints, training, settings.train.keep == "best")
-    facts["model"] = directory.digest(paths.MODEL)
-    report()
-    mirror.finish()
-    # If DVC is killed before it has recorded the outputs, it runs this stage again.
-    checkpoints.finish(_md5(paths.RUN))
+    if world.is_main:
+        plain = made_with.model_dump(mode="json")
+        sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
+        directory.save(paths.MODEL, network, words, sections)
+        _write_metrics(checkpoints, training, settings.train.keep == "best")
+        facts["model"] = directory.digest(paths.MODEL)
+        report()
+        mirror.finish()
+        # If DVC is killed before it has recorded the outputs, it runs this stage again.
+        checkpoints.finish(_md5(paths.RUN))
 
 
 def _made_with(
@@ -193,9 +238,13 @@ def make_network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT
 
 
 def make_trainer(
-    network: MiniGPT, words: tokenizer.Tokenizer, train: config.TrainConfig, steps: int
+    network: MiniGPT,
+    words: tokenizer.Tokenizer,
+    train: config.TrainConfig,
+    steps: int,
+    devices: int = 1,
 ) -> fit.LossModel:
-    """Wraps a network for a training of `train.epochs` times `steps`."""
+    """Wraps a network for a training of `train.epochs` times `steps` on some devices."""
     # On JAX, Keras without jit_compile runs each operation by itself, 25 times slower.
     jit_compile = train.jit_compile or keras.backend.backend() == "jax"
     if not jit_compile:  # with XLA, TensorFlow would silently leave this out
@@ -203,7 +252,7 @@ def make_trainer(
     trainer = fit.LossModel(
         network,
         padded=train.loss == "padded",
-        batch_size=train.batch_size,
+        batch_size=-(-train.batch_size // devices),
         padding=words.padding,
         unknown=words.unknown,
         separator=words.separator,
@@ -233,13 +282,15 @@ def _versions() -> dict[str, str]:
     return {"keras": keras.__version__, name: importlib.metadata.version(name)}
 
 
-def _facts(network: MiniGPT) -> dict[str, Any]:
+def _facts(network: MiniGPT, world: parallel.World) -> dict[str, Any]:
     """What this machine and its libraries add to the configuration."""
     return {
         "backend": keras.backend.backend(),
         **_versions(),
         "onednn": os.environ.get(backend.ONEDNN, "as TensorFlow chooses"),
         "cpus": len(os.sched_getaffinity(0)),
+        "processes": world.processes,
+        "devices": world.devices,
         "dtype_policy": network.config.dtype_policy,
         "parameters": network.count_params(),
     }

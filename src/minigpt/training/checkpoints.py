@@ -72,6 +72,7 @@ class Checkpoints:
         resume: Whether to use a checkpoint at all.
         recorded: The mark of a training that is complete and recorded, as given to `finish`. A
             checkpoint with this mark is not used.
+        writes: Whether this process writes; of several that train together, one does.
 
     Attributes:
         train_id: A random name for this training, which it keeps when it is resumed.
@@ -80,8 +81,17 @@ class Checkpoints:
         logged: The logged steps up to here.
     """
 
-    def __init__(self, directory: Path, identity: str, resume: bool, recorded: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        identity: str,
+        resume: bool,
+        recorded: str = "",
+        *,
+        writes: bool = True,
+    ) -> None:
         self.directory, self.identity, self._mark = directory, identity, ""
+        self.writes = writes
         self.train_id, self.step = uuid.uuid4().hex, 0
         self.epochs: list[Epoch] = []
         self.logged: list[LoggedStep] = []
@@ -90,8 +100,9 @@ class Checkpoints:
         is_recorded = recorded and state.get("mark") == recorded
         if state.get("identity") == identity and not is_recorded:
             self._restore(state)
-        directory.mkdir(parents=True, exist_ok=True)
-        self._write_state()
+        if writes:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._write_state()
 
     def save(self, model: keras.Model, *, epoch: Epoch | None = None, step: int = 0) -> None:
         """Adds a checkpoint: first its variables, then the state that lists it.
@@ -113,15 +124,17 @@ class Checkpoints:
                 f"{epochs + (not epoch)}: training has diverged; lower "
                 "train.learning_rate, or set train.clip_norm"
             )
-        path = self.directory / f"after_{epochs:05d}_{step:08d}.npz"
-        with files.replacing(path) as beside, beside.open("wb") as file:
-            np.savez(file, *arrays)
-        entry = {"epochs": epochs, "step": step}
-        self._files.append({"name": path.name, "sha256": files.sha256(path), **entry})
+        if self.writes:
+            path = self.directory / f"after_{epochs:05d}_{step:08d}.npz"
+            with files.replacing(path) as beside, beside.open("wb") as file:
+                np.savez(file, *arrays)
+            entry = {"epochs": epochs, "step": step}
+            self._files.append({"name": path.name, "sha256": files.sha256(path), **entry})
         if epoch:
             self.epochs.append(epoch)
         self.step = step
-        self._write_state()
+        if self.writes:
+            self._write_state()
 
     def finish(self, mark: str) -> None:
         """Keeps the final checkpoints until DVC has recorded the outputs.
@@ -139,6 +152,8 @@ class Checkpoints:
         Raises:
             InputError: The checkpoint of that epoch is missing or was altered.
         """
+        if not self.writes:
+            self._files = _read(self.directory / STATE_FILE).get("files", [])
         if epoch is None:
             found = self._files[-1:]
         else:

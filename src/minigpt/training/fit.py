@@ -13,6 +13,7 @@ from minigpt.config import TrainConfig
 from minigpt.data.tokenizer import PADDING, UNKNOWN
 from minigpt.model import loss as cross_entropy
 from minigpt.model.network import MiniGPT
+from minigpt.training import parallel
 from minigpt.training.checkpoints import Checkpoints, Epoch, LoggedStep, best_epoch
 
 EXPLODED = 100.0  # nats per token; a guess among ten million words costs 16
@@ -28,7 +29,7 @@ class LossModel(keras.Model):
     Args:
         network: The model to train.
         padded: Whether to train the published loss instead of the mean over real tokens.
-        batch_size: Sequences in a step.
+        batch_size: Sequences in a step, on one device.
         padding: The id of targets that are not real; None: all are.
         unknown: The id of [UNK]; None: there is none.
         separator: The id of targets that end a review; None: there are none. If there are,
@@ -66,11 +67,18 @@ class LossModel(keras.Model):
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        """Returns the trained mean of a batch; Keras's train and test steps call it."""
+        """Returns the trained mean of a batch; Keras's train and test steps call it.
+
+        A weight of 0 leaves out a row that fills up a batch, from every sum.
+        """
         real = 1 - _are(y, self.padding)
-        tokens, positions = ops.sum(real), ops.cast(ops.size(y), "float32")
+        every, positions = ops.ones_like(real), ops.cast(ops.size(y), "float32")
+        if sample_weight is not None:
+            every = every * ops.expand_dims(sample_weight, 1)
+            real, positions = real * every, ops.sum(every)
+        tokens = ops.sum(real)
         counted = ops.maximum(tokens, 1.0)
-        trained, observed = real / counted, ops.ones_like(real) / positions
+        trained, observed = real / counted, every / positions
         if self.padded:
             trained, observed = observed, trained
         kernel, bias = self.network.head
@@ -86,7 +94,7 @@ class LossModel(keras.Model):
                 text = real * (1 - _are(y, self.separator))
                 self.trackers["text_loss"].update_state(losses, sample_weight=text)
         loss, seed_loss = (sums[1], sums[0]) if self.padded else (sums[0], sums[1])
-        unknown = ops.sum(_are(y, self.unknown))
+        unknown = ops.sum(_are(y, self.unknown) * every)
         self.trackers["loss"].update_state(loss, sample_weight=tokens)
         self.trackers["seed_loss"].update_state(seed_loss, sample_weight=positions)
         self.trackers["unk_share"].update_state(unknown / counted, sample_weight=tokens)
@@ -130,8 +138,10 @@ class _Steps(keras.callbacks.Callback):
         log_steps: int,
         seed: int,
         stop: Stop,
+        world: parallel.World,
     ) -> None:
         super().__init__()
+        self.world = world
         self.checkpoints, self.epoch, self.steps = checkpoints, epoch, steps
         self.checkpoint_steps, self.log_steps = checkpoint_steps, log_steps
         self.seed, self.stop = seed, stop
@@ -155,16 +165,16 @@ class _Steps(keras.callbacks.Callback):
                 f"the loss is {loss:g} at step {step} of epoch {self.epoch}: training has "
                 "diverged; lower train.learning_rate, or set train.clip_norm"
             )
-        is_last = step == self.steps
+        is_last, asked = step == self.steps, self.world.any(self.stop.asked)
         log = is_last or step % self.log_steps == 0
-        save = is_last or step % self.checkpoint_steps == 0 or self.stop.asked
+        save = is_last or step % self.checkpoint_steps == 0 or asked
         if (log or save) and keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # the variables still have the values of the epoch's begin
         if log:
             self._log(step)
         if save:
             self.checkpoints.save(self.model, step=step)
-        if self.stop.asked:
+        if asked:
             raise KeyboardInterrupt
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
@@ -196,6 +206,7 @@ def fit(
     write_texts: Callable[[], list[dict[str, Any]]],
     on_epoch: Callable[[], None],
     stop: Stop,
+    world: parallel.World = parallel.SINGLE,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     verbose: int = 0,
 ) -> None:
@@ -215,7 +226,9 @@ def fit(
         log_steps: Steps from one logged loss to the next.
         write_texts: Called after each epoch; its texts are kept with the epoch.
         on_epoch: Called after each epoch.
-        stop: Stops the training.
+        stop: Stops the training, in all processes.
+        world: The processes that train together. Each calls this with its own rows of the same
+            data, and reaches the same results.
         callbacks: For Keras's `fit`.
         verbose: For Keras's `fit`.
 
@@ -233,7 +246,7 @@ def fit(
         began = time.perf_counter()
         if left:
             within = _Steps(
-                checkpoints, number, steps, checkpoint_steps, log_steps, config.seed, stop
+                checkpoints, number, steps, checkpoint_steps, log_steps, config.seed, stop, world
             )
             model.fit(
                 batches(number - 1, checkpoints.step),  # already shuffled
