@@ -164,7 +164,7 @@ def test_a_value_may_be_another_one(tmp_path: Path) -> None:
         "evaluate: {prompts: '${sample.prompts}'}\n"
     )
     made = compose(tmp_path, text)
-    assert (made.model.embed_dim, made.model.context_length) == (64, 256)
+    assert (made.model.embed_dim, made.model.context_length) == (64, 1024)
     assert made.checkpointing.steps == 50
     assert made.evaluate.prompts == made.sample.prompts
 
