@@ -38,7 +38,7 @@ class Request:
             )
             for number, length in enumerate(lengths)
         ]
-        self.job = Job(self.rows, lambda ended: self.woken.release(), each_token=True)
+        self.job = Job(self.rows, self.woken.release, as_written=True)
         engine.submit(self.job)
 
     def wait(self, until: Callable[[], bool] | None = None) -> "Request":
@@ -120,7 +120,7 @@ def test_a_failure_ends_its_requests_and_no_later_one(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine._slots, "step", lambda *args: 1 / 0)
+        patch.setattr(engine._slots, "write", lambda *args: 1 / 0)
         broken = Request(engine, 5)
         broken.wait(lambda: broken.job.failed is not None)
     assert isinstance(broken.job.failed, ZeroDivisionError)

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +128,16 @@ class BytePairTokenizer(Tokenizer):
         """Returns the bytes of ids. They are UTF-8 unless the ids begin or end in a character."""
         return b"".join(self._tokens[i] for i in ids)
 
-    def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
-        """Returns a prompt with what was written after it; see `Tokenizer.complete`."""
-        data = self.to_bytes(ids)
-        if not ended:
-            data = data[: len(data) - _unfinished(data)]
-        return prompt + data.decode("utf-8", "replace")
+    def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
+        """Returns what puts texts behind a prompt; see `Tokenizer.complete`."""
+
+        def complete(ids: Iterable[int], ended: bool) -> str:
+            data = self.to_bytes(ids)
+            if not ended:
+                data = data[: len(data) - _unfinished(data)]
+            return prompt + data.decode("utf-8", "replace")
+
+        return complete
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -63,7 +63,6 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> list[str]:
         """Returns the tokens of ids, each as text."""
 
-    @abc.abstractmethod
     def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
         """Returns a prompt with what was written after it, as readable text.
 
@@ -73,6 +72,11 @@ class Tokenizer(abc.ABC):
             ended: Whether no more ids follow. Otherwise the bytes of a character that is not
                 complete are left out.
         """
+        return self.completer(prompt)(ids, ended)
+
+    @abc.abstractmethod
+    def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
+        """Returns `complete` for one prompt, which is looked at only once."""
 
     def settled(self, text: str) -> int:
         """Returns how many characters of what `complete` returned more ids can't change."""

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +33,7 @@ _NOTHING = pa.table({"token": pa.array([], pa.string()), "count": pa.array([], p
 # An Arrow array of strings holds 2 GiB at most, and punctuation is set apart by up to two spaces.
 _PIECE_BYTES = 2**28
 _LONG_TOKEN_BYTES = 40  # on average; a word of English has 4, one of Hindi 13
+_FEW_TOKENS = 1_000  # Arrow reads the whole vocabulary each time, which takes 0.7 ms
 _PIECES_TO_ADD = 32  # counts of so many pieces are added up at once, since most words are in each
 
 
@@ -71,6 +72,10 @@ class WordTokenizer(Tokenizer):
 
     def ids(self, tokens: pa.Array) -> npt.NDArray[np.int32]:
         """Returns the ids of (N,) tokens; unknown ones have `UNKNOWN`."""
+        if len(tokens) < _FEW_TOKENS:
+            return np.array(
+                [self._ids.get(token, UNKNOWN) for token in tokens.to_pylist()], "int32"
+            )
         return pc.fill_null(pc.index_in(tokens, value_set=self._entries), UNKNOWN).to_numpy()
 
     def encode(self, texts: Texts) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
@@ -89,17 +94,21 @@ class WordTokenizer(Tokenizer):
         """Returns the tokens of ids."""
         return [self.tokens[i] for i in ids]
 
-    def complete(self, prompt: str, ids: Iterable[int], ended: bool = True) -> str:
-        """Returns a prompt with what was written after it; see `Tokenizer.complete`.
+    def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
+        """Returns what puts texts behind a prompt; see `Tokenizer.complete`.
 
         What the prompt holds is shown in lower case like the rest, also where it is not known.
         """
         typed = self.split(pa.array([prompt], pa.string())).values.to_pylist()
-        return text.detokenise([*typed, *self.decode(ids)])
+        return lambda ids, ended: text.detokenise([*typed, *self.decode(ids)])
 
     def settled(self, text: str) -> int:
         """Returns how many characters more ids can't change; see `Tokenizer.settled`."""
         return settled(text)
+
+    @functools.cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.tokens)}
 
     @functools.cached_property
     def _entries(self) -> pa.Array:

@@ -1,1 +1,1 @@
-"""HTTP in, texts out: many requests share one compiled step of a model."""
+"""HTTP in, texts out: many requests share the compiled steps of a model."""

@@ -1,7 +1,6 @@
 """One completion: rows for the engine, and what they write as OpenAI's answer or stream."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import time
@@ -21,7 +20,6 @@ from minigpt.serving.texts import Text
 
 log = logging.getLogger(__name__)
 
-PIECE_S = 0.03  # from a piece to the next; turning tokens into text costs as much as a step
 RETRY_S = 2  # a few of the shortest requests take so long
 
 
@@ -40,13 +38,13 @@ class Completion:
     def __init__(self, request: CompletionRequest, model: Model, metrics: Metrics) -> None:
         self._request, self._id, self._metrics = request, model.id, metrics
         self._began, self._first = time.perf_counter(), False
-        self._changed, self._ended = asyncio.Event(), asyncio.Event()
-        each_token = request.stream or bool(request.stops)
+        self._changed = asyncio.Event()
+        as_written = request.stream or bool(request.stops)
         while True:
             assert model.loaded
             self._loaded = loaded = model.loaded
             self._rows, self._texts = _rows(request, loaded)
-            self._job = Job(self._rows, self._wake, each_token)
+            self._job = Job(self._rows, self._changed.set, as_written)
             try:
                 loaded.engine.submit(self._job)
                 break
@@ -97,11 +95,6 @@ class Completion:
             yield _event({**self._head, "choices": [], "usage": self._usage()})
         yield "data: [DONE]\n\n"
 
-    def _wake(self, ended: bool) -> None:
-        self._changed.set()
-        if ended:
-            self._ended.set()
-
     def close(self) -> None:
         """Frees the slots that the request still has."""
         self._loaded.engine.cancel(self._job)
@@ -112,13 +105,12 @@ class Completion:
         while left:
             await self._changed.wait()
             self._changed.clear()
-            self._ended.clear()
             if self._job.failed:
                 raise RequestError(500, "the model failed: see the server's log")
             for index, (row, text) in list(left.items()):
                 finish = row.finish  # before the tokens, which may become more
                 ids = row.tokens[:]
-                if not self._job.each_token and finish is None:
+                if not self._job.as_written and finish is None:
                     continue
                 if (ids or finish) and not self._first:
                     self._first = True
@@ -132,10 +124,6 @@ class Completion:
                     yield self._choice(index, row, text, ids, piece, finish)
                 if finish:
                     del left[index]
-            if left and self._job.each_token:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PIECE_S):
-                        await self._ended.wait()
         self._count()
 
     def _choice(

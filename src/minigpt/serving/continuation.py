@@ -19,9 +19,9 @@ class Continuation:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
-        self._tokenizer, self._prompt = tokenizer, prompt
+        self._tokenizer, self._complete = tokenizer, tokenizer.completer(prompt)
         self._words = isinstance(tokenizer, WordTokenizer)
-        self._begins = self._count(tokenizer.complete(prompt, []))
+        self._begins = self._count(self._complete([], True))
 
     def text(self, ids: Sequence[int], ended: bool, echo: bool = False) -> str:
         """Returns the text of new tokens, as far as later ones can't change it.
@@ -31,7 +31,7 @@ class Continuation:
             ended: Whether there are no more, so that nothing can change.
             echo: Whether the prompt stands before it.
         """
-        whole = self._tokenizer.complete(self._prompt, ids, ended)
+        whole = self._complete(ids, ended)
         start = 0 if echo else self.begin(whole)
         return whole[start : None if ended else max(start, self._tokenizer.settled(whole))]
 
@@ -53,7 +53,7 @@ class Continuation:
             if self._words:
                 count += len(token)
             else:  # a character may consist of several tokens
-                so_far = self._tokenizer.complete(self._prompt, ids[:number], ended=False)
+                so_far = self._complete(ids[:number], False)
                 count = len(so_far) - (0 if echo else self._begins)
         return found
 

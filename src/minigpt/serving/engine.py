@@ -1,11 +1,12 @@
-"""The engine of a model: requests share its slots, one step at a time, in a thread of its own."""
+"""The engine of a model: requests share its slots, in a thread of its own."""
 
 import itertools
 import logging
 import math
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,11 +17,12 @@ from minigpt.config import SamplingConfig
 from minigpt.data.interface import Tokenizer
 from minigpt.generation.sampling import uniforms
 from minigpt.model.network import MiniGPT
-from minigpt.serving.slots import Slots, Written
+from minigpt.serving.slots import STEPS, Slots, Written
 
 log = logging.getLogger(__name__)
 
 TURN = 128  # tokens of a text until another request that waits may take its slot
+CALL_S = 0.05  # that a call of several steps takes at most: a newcomer and a reader wait as long
 
 
 class FullError(Exception):
@@ -62,15 +64,15 @@ class Job:
 
     Attributes:
         rows: The texts.
-        wake: Called after a step in which a row of it ended, and when it failed, with True; with
-            `each_token` after every step, else with False.
-        each_token: Whether the caller looks at every token.
+        wake: Called when a row of it has ended, and when it has failed; with `as_written` also when
+            there are more tokens.
+        as_written: Whether the caller looks at tokens before their row has ended.
         failed: What went wrong in the engine.
     """
 
     rows: Sequence[Row]
-    wake: Callable[[bool], None]
-    each_token: bool = False
+    wake: Callable[[], None]
+    as_written: bool = False
     failed: BaseException | None = None
     _waiting: deque[Row] = field(default_factory=deque)
     _running: int = 0
@@ -87,8 +89,8 @@ class Engine:
         queue: Requests that may wait.
         longest: The most tokens of a text.
         eager: Steps until the model is compiled; 0: it is before the first request.
-        stepped: Called after each step with the number of texts that it wrote a token of.
-        tell: Calls the function that wakes the requests; once a step, since an event loop that is
+        stepped: Called with the number of texts that take part in the next steps.
+        tell: Calls the function that wakes the requests; once for all, since an event loop that is
             told of each one keeps the engine from the interpreter's lock.
     """
 
@@ -112,6 +114,7 @@ class Engine:
         self._running: list[tuple[Job, Row] | None] = [None] * slots
         self._jobs: list[Job] = []  # that have rows waiting
         self._turns = itertools.count(1)
+        self._step_s = CALL_S  # that the last step took
         self._changed, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -146,7 +149,7 @@ class Engine:
             self._changed.notify()
 
     def cancel(self, job: Job, row: Row | None = None) -> None:
-        """Frees the slots of a request, or of one of its rows, before the next step."""
+        """Frees the slots of a request, or of one of its rows, before the next steps."""
         with self._changed:
             for each in [row] if row else job.rows:
                 each.finish = each.finish or "stop"
@@ -175,9 +178,9 @@ class Engine:
                 taken = self._give_slots()
             try:
                 self._enter(taken)
-                self._step()
+                self._write()
             except BaseException as error:
-                log.exception("a step failed")
+                log.exception("writing failed")
                 self._fail(error)
 
     def _drop_finished(self) -> None:
@@ -241,48 +244,60 @@ class Engine:
         if newcomers:
             self._slots.read(newcomers)
 
-    def _step(self) -> None:
+    def _write(self) -> None:
+        """Writes tokens of all texts, as many as take `CALL_S`."""
         running = [held if held and not held[1].finish else None for held in self._running]
         while running and not running[-1]:
             running.pop()
-        if not running:
+        rows = [held[1] for held in running if held]
+        if not rows:
             return
-        numbers = [held and held[1]._numbers[len(held[1].tokens)] for held in running]
-        listed = any(held and held[1].listed is not None for held in running)
-        written = self._slots.step(numbers, listed)
-        self._stepped(sum(held is not None for held in running))
-        ended: dict[Job, bool] = {}
+        steps = max(1, min(STEPS, int(CALL_S / self._step_s)))
+        steps = min(steps, max(row._left - len(row.tokens) for row in rows))
+        numbers = [
+            held and held[1]._numbers[(done := len(held[1].tokens)) : done + steps]
+            for held in running
+        ]
+        listed = any(row.listed is not None for row in rows)
+        self._stepped(len(rows))
+        began = time.perf_counter()
+        written = self._slots.write(numbers, steps, listed)
+        self._step_s = (time.perf_counter() - began) / steps
+        told = []
         for slot, held in enumerate(running):
             if held:
                 job, row = held
-                ended[job] = self._add(row, written, slot) or ended.get(job, False)
-        self._wake({job: has for job, has in ended.items() if has or job.each_token})
+                if self._add(row, written, slot) or job.as_written:
+                    told.append(job)
+        self._wake(told)
 
     def _add(self, row: Row, written: Written, slot: int) -> bool:
-        """Adds a token to a row, and returns whether it was the last one."""
-        token = int(written.tokens[slot])
-        if token == self._separator:
-            row.finish = row.finish or "stop"
-            return True
+        """Adds what was written of a row, and returns whether it has ended."""
+        tokens = written.tokens[slot, : row._left - len(row.tokens)].tolist()
+        finish = "length" if len(row.tokens) + len(tokens) == row._left else None
+        if self._separator in tokens:
+            tokens, finish = tokens[: tokens.index(self._separator)], "stop"
         if row.listed is not None:
-            candidates = zip(
-                written.candidates[slot, : row.listed].tolist(),
-                written.logprobs[slot, : row.listed].tolist(),
-                strict=True,
-            )
-            found = [(token, value) for token, value in candidates if value > -math.inf]
-            row.logprobs.append((float(written.own[slot]), found))
-        row.tokens.append(token)
-        if len(row.tokens) == row._left:
-            row.finish = row.finish or "length"
+            own = written.own[slot].tolist()
+            candidates = written.candidates[slot, :, : row.listed].tolist()
+            logprobs = written.logprobs[slot, :, : row.listed].tolist()
+            for place in range(len(tokens)):
+                pairs = zip(candidates[place], logprobs[place], strict=True)
+                found = [(token, value) for token, value in pairs if value > -math.inf]
+                row.logprobs.append((own[place], found))
+        row.tokens += tokens
+        row.finish = row.finish or finish
         return row.finish is not None
 
-    def _wake(self, ended: Mapping[Job, bool]) -> None:
-        def wake() -> None:
-            for job, has_ended in ended.items():
-                job.wake(has_ended)
+    def _wake(self, jobs: Iterable[Job]) -> None:
+        """Tells each of them once."""
+        told = dict.fromkeys(jobs)
 
-        if ended:
+        def wake() -> None:
+            for job in told:
+                job.wake()
+
+        if told:
             self._tell(wake)
 
     def _fail(self, error: BaseException) -> None:
@@ -295,4 +310,4 @@ class Engine:
         for job in jobs.values():
             job.failed = error
             job._waiting.clear()
-        self._wake(dict.fromkeys(jobs.values(), True))
+        self._wake(jobs.values())

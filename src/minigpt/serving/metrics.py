@@ -27,7 +27,7 @@ class Metrics:
             buckets=_SECONDS, registry=made,
         )  # fmt: skip
         self.rows = Histogram(
-            "minigpt_step_texts", "Texts that a step wrote a token of", ["model"],
+            "minigpt_step_texts", "Texts that a call writes tokens of", ["model"],
             buckets=_ROWS, registry=made,
         )  # fmt: skip
         self.waiting = Gauge(

@@ -1,12 +1,13 @@
-"""Slots: texts of different prompts, lengths and samplers, written by one compiled step.
+"""Slots: texts of different prompts, lengths and samplers, written by one compiled loop.
 
-A text takes a slot, keeps it while it is written, and leaves it to another one at any time, as in
-continuous batching (Yu et al., 2022, Orca). Only as many slots are computed as are needed, in a few
-sizes that are compiled before. In float32 a text does not depend on that, nor on its neighbours.
+A text takes a slot, keeps it while it is written, and leaves it to another one between two calls of
+the loop, as in continuous batching (Yu et al., 2022, Orca). Only as many slots are computed as are
+needed, in a few sizes that are compiled before. In float32 a text does not depend on that, nor on
+its neighbours, nor on how many tokens a call writes.
 
-Shapes: S slots, A prompts that are read together, P columns of a prompt, L columns of a text, R
-uniform numbers per token, V words, H heads, K columns of the cache, D width of a head, C listed
-candidates.
+Shapes: S slots, N tokens that a call writes, at most STEPS, A prompts that are read together, P
+columns of a prompt, L columns of a text, R uniform numbers per token, V words, H heads, K columns
+of the cache, D width of a head, C listed candidates.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,24 +22,25 @@ from keras import ops
 from minigpt.config import SamplingConfig
 from minigpt.data.interface import Tokenizer
 from minigpt.generation.decoding import banned, compiled
-from minigpt.generation.sampling import ROUNDS, knobs, largest, next_tokens
+from minigpt.generation.sampling import ROUNDS, asked, knobs, largest, next_tokens
 from minigpt.model.network import MiniGPT, ring
 
 LISTED = 20  # candidates of which the probability can be listed
 SHORTEST = 16  # columns that a prompt has at least; the next sizes are 4 times as large each
 TOGETHER = (1, 8)  # prompts that are read at once
 SIZES = (1, 4, 16)  # slots that a step computes, as few as hold the texts; and the most of all
+STEPS = 32  # tokens of each text that a call writes at most
 
 
 class Written(NamedTuple):
-    """What a step has written.
+    """What a call has written.
 
     Attributes:
-        tokens: int32 (S,), or (1,) of a prompt.
-        own: float32 (S,), the log-probability of each token, in nats, before the sampler's
+        tokens: int32 (S, N).
+        own: float32 (S, N), the log-probability of each token, in nats, before the sampler's
             settings; it and the candidates are zeros unless they were asked for.
-        candidates: int32 (S, C), the most probable tokens, the most probable one first.
-        logprobs: float32 (S, C), those of the candidates; -inf where there are fewer tokens.
+        candidates: int32 (S, N, C), the most probable tokens, the most probable one first.
+        logprobs: float32 (S, N, C), those of the candidates; -inf where there are fewer tokens.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -85,7 +87,7 @@ class Slots:
         self.sizes = [size for size in SIZES if size < most] + [most]
         self._columns = self.context + longest
         self._separator = -1 if tokenizer.separator is None else tokenizer.separator
-        self._read, self._step = made(self._reads), made(self._steps)
+        self._read, self._write = made(self._reads), made(self._writes)
         self._take, self._put = made(_taken), made(_with_rows)
         limits = (
             ops.convert_to_tensor(banned(tokenizer, config.vocabulary_size, allow_unknown))
@@ -94,7 +96,7 @@ class Slots:
         self._weights = made(partial(_weights, network))(*limits)
         self._rows = [SamplingConfig(max_tokens=1)] * most
         self._given: dict[str, Any] | None = None
-        self._numbers = np.zeros((most, ROUNDS), "float32")
+        self._numbers = np.zeros((most, STEPS, ROUNDS), "float32")
         shape = most, config.num_heads, self.context, config.key_dim
         empty = ops.zeros(shape, network.compute_dtype)
         self._state: dict[str, Any] = {
@@ -119,7 +121,7 @@ class Slots:
         """Compiles everything, so that no request waits for it."""
         sampling = SamplingConfig(max_tokens=1)
         for size in self.sizes[::-1]:
-            self.step([None] * size, False)
+            self.write([None] * size, 1, False)
             for columns in _prompt_columns(self.context):
                 for together in TOGETHER:
                     prompt = np.ones(columns, "int32")
@@ -127,7 +129,7 @@ class Slots:
             self.put(0, self.take(0), sampling)
 
     def read(self, newcomers: Sequence[tuple[int, npt.NDArray[np.int32], SamplingConfig]]) -> None:
-        """Reads prompts into slots; the next step writes the first token after each.
+        """Reads prompts into slots; the next call of `write` writes the first token after each.
 
         Args:
             newcomers: Of each its slot, its token ids, of which the last ones are read if there are
@@ -150,12 +152,15 @@ class Slots:
                 given = (ops.convert_to_tensor(each) for each in (tokens, lengths, slots))
                 self._state = self._read(self._state, *given, self._weights)
 
-    def step(self, numbers: Sequence[npt.NDArray[np.float32] | None], listed: bool) -> Written:
-        """Writes a token of each text.
+    def write(
+        self, numbers: Sequence[npt.NDArray[np.float32] | None], steps: int, listed: bool
+    ) -> Written:
+        """Writes tokens of each text.
 
         Args:
-            numbers: Of each slot the uniform numbers (R,) of its next token; None: it is free.
-                There may be fewer than slots.
+            numbers: Of each slot the uniform numbers (N, R) of its next tokens; None: it is free.
+                There may be fewer than slots, and fewer than N of a text that may end before.
+            steps: N.
             listed: Whether log-probabilities are computed.
         """
         size = next(size for size in self.sizes if size >= len(numbers))
@@ -164,21 +169,20 @@ class Slots:
         used = np.zeros(size, "int32")
         for slot, uniforms in enumerate(numbers):
             if uniforms is not None:
-                self._numbers[slot, : len(uniforms)] = uniforms
+                count, rounds = uniforms.shape
+                self._numbers[slot, :count, :rounds] = uniforms
                 used[slot] = 1
         self._given = self._given or _settings(self._rows[:size])
         given = {
             **self._given,
             "numbers": ops.convert_to_tensor(self._numbers[:size]),
+            "steps": ops.convert_to_tensor(steps, "int32"),
             "listed": ops.convert_to_tensor(listed),
             "used": ops.convert_to_tensor(used),
         }
-        self._state, written = self._step(self._state, self._weights, given)
-        self._eager -= 1
-        tokens, *others = written
-        if listed:
-            others = map(ops.convert_to_numpy, others)
-        return Written(ops.convert_to_numpy(tokens), *others)
+        self._state, written = self._write(self._state, self._weights, given)
+        self._eager -= steps
+        return Written(*(ops.convert_to_numpy(each)[:, :steps] for each in written))
 
     def take(self, slot: int) -> Any:
         """Returns the text of a slot, for `put`."""
@@ -222,30 +226,58 @@ class Slots:
         }
         return _with_rows(state, rows, slots)
 
-    def _steps(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
-        text, length = state["text"], state["length"]
-        positions = length - 1
-        if self.network.config.positions == "learned":  # of a slot whose text has filled them
-            positions = ops.minimum(positions, self.context - 1)
-        hidden, cache = self.network.read(
-            state["token"][:, None], state["cache"], positions, weights["matrices"]
-        )
-        scores = ops.cast(ops.matmul(hidden[:, 0], weights["kernel"]), "float32")  # (S, V)
-        logits = ops.cond(
-            ops.any(given["allow"]),
-            lambda: scores + ops.where(given["allow"], weights["allowed"], weights["known"]),
-            lambda: scores + weights["known"],
-        )
-        tokens = next_tokens(logits, text, given["numbers"], given["knobs"], self._separator)
-        here = ops.arange(text.shape[1], dtype="int32") == length[:, None]
-        state = {
-            "text": ops.where(here, tokens[:, None], text),
-            "token": tokens,
-            "length": length + given["used"],  # a free slot stays where it is
-            "cache": cache,
-        }
-        listings = _listings(scores, weights, tokens)
-        return state, (tokens, *ops.cond(given["listed"], *listings))
+    def _writes(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
+        learned, ask = self.network.config.positions == "learned", asked(given["knobs"])
+        size, columns = state["text"].shape
+        candidates = min(LISTED, self.network.config.vocabulary_size)
+
+        def write(step: Any, state: Any, written: Any) -> Any:
+            text, length = state["text"], state["length"]
+            positions = length - 1
+            if learned:  # of a slot whose text has filled them
+                positions = ops.minimum(positions, self.context - 1)
+            hidden, cache = self.network.read(
+                state["token"][:, None], state["cache"], positions, weights["matrices"]
+            )
+            scores = ops.cast(ops.matmul(hidden[:, 0], weights["kernel"]), "float32")  # (S, V)
+            logits = ops.cond(
+                ops.any(given["allow"]),
+                lambda: scores + ops.where(given["allow"], weights["allowed"], weights["known"]),
+                lambda: scores + weights["known"],
+            )
+            numbers = ops.slice(given["numbers"], (0, step, 0), (size, 1, ROUNDS))[:, 0]
+            tokens = next_tokens(logits, text, numbers, given["knobs"], self._separator, ask)
+            here = ops.arange(columns, dtype="int32") == length[:, None]
+            state = {
+                "text": ops.where(here, tokens[:, None], text),
+                "token": tokens,
+                "length": length + given["used"],  # a free slot stays where it is
+                "cache": cache,
+            }
+            this = ops.arange(STEPS, dtype="int32") == step
+
+            def listed() -> list[Any]:
+                found = _listed(scores, weights, tokens, candidates)
+                return [
+                    ops.where(ops.reshape(this, (-1, *[1] * (new.ndim - 1))), new[:, None], all_)
+                    for new, all_ in zip(found, written[1:], strict=True)
+                ]
+
+            others = ops.cond(given["listed"], listed, lambda: written[1:])
+            return step + 1, state, [ops.where(this, tokens[:, None], written[0]), *others]
+
+        written = [
+            ops.zeros((size, STEPS, *more), dtype)
+            for more, dtype in (
+                ((), "int32"),
+                ((), "float32"),
+                ((candidates,), "int32"),
+                ((candidates,), "float32"),
+            )
+        ]
+        start = ops.zeros((), "int32"), state, written
+        _, state, written = ops.while_loop(lambda step, *_: step < given["steps"], write, start)
+        return state, written
 
 
 def _weights(network: MiniGPT, allowed: Any, known: Any) -> dict[str, Any]:
@@ -303,19 +335,10 @@ def _each(function: Any, state: Any, *others: Any) -> Any:
     return function(state, *others)
 
 
-def _listings(scores: Any, weights: Any, tokens: Any) -> tuple[Any, Any]:
-    """Returns functions that compute the log-probabilities, and zeros in their place."""
-    rows, count = scores.shape[0], min(LISTED, scores.shape[1])
-
-    def listed() -> tuple[Any, ...]:
-        logprobs = ops.log_softmax(scores + weights["bias"])
-        own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
-        named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
-        values, candidates = largest(named, count)
-        return own, candidates, values
-
-    def nothing() -> tuple[Any, ...]:
-        none = ops.zeros((rows, count), "float32")
-        return none[:, 0], ops.zeros((rows, count), "int32"), none
-
-    return listed, nothing
+def _listed(scores: Any, weights: Any, tokens: Any, count: int) -> tuple[Any, ...]:
+    """Returns what `Written` says of a token of each text: own, candidates and logprobs."""
+    logprobs = ops.log_softmax(scores + weights["bias"])
+    own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
+    named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
+    values, candidates = largest(named, count)
+    return own, candidates, values

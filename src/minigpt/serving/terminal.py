@@ -88,7 +88,7 @@ class Writer:
             )
         row = Row(ids, self._sampling.model_copy(update={"seed": seed}))
         changed = threading.Semaphore(0)
-        job = Job([row], lambda ended: changed.release(), each_token=True)
+        job = Job([row], changed.release, as_written=True)
         self._engine.submit(job)
         text = Text(self._tokenizer, Continuation(self._tokenizer, prompt), [], echo=True)
         return Writing(prompt, row, text, job, changed)
