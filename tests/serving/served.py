@@ -37,7 +37,9 @@ class Served:
         """Waits for something that is true."""
         end = time.monotonic() + PATIENCE_S
         while not (found := until()):
-            assert time.monotonic() < end and self.process.poll() is None, "".join(self.log)
+            if time.monotonic() > end or self.process.poll() is not None:
+                self.process.kill()
+                raise AssertionError("".join(self.log))
             time.sleep(0.05)
         return found
 

@@ -210,8 +210,8 @@ def test_too_many_requests_are_told_to_come_again(served: Served) -> None:
             connection = connect(served)
             connection.sendall(request(max_tokens=100_000))
             connections.append(connection)
-        refused = connect(served)
         served.wait(lambda: served.metric("minigpt_waiting_requests") == 100)
+        refused = connect(served)
         refused.sendall(request(max_tokens=1))
         status, body = answer(refused)
         assert status == 429 and json.loads(body)["error"]["code"] == "queue_full"
