@@ -95,6 +95,8 @@ def test_what_is_streamed_waits_for_the_whole_character(words: BytePairTokenizer
     shown = [words.complete("a", ids[:n], ended=False) for n in range(len(ids) + 1)]
     assert shown == ["a"] * 2 + ["aé"] * 3 + ["aé漢"] * 4 + ["aé漢😀"]
     assert words.complete("a", ids[:-1]) == "aé漢\ufffd"
+    added = words.parts(ids)
+    assert ["a" + "".join(added[:n]) for n in range(len(ids) + 1)] == shown
     assert words.complete("", [0x81]) == words.complete("", [0x81], ended=False) == "\ufffd"
 
 

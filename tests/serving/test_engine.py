@@ -29,12 +29,15 @@ def engine(make_network: Any) -> Iterator[Engine]:
 class Request:
     """A request, and the waiting for it."""
 
-    def __init__(self, engine: Engine, *lengths: int, seed: int = 1, prompt: int = 3) -> None:
+    def __init__(
+        self, engine: Engine, *lengths: int, seed: int = 1, prompt: Any = 3, **more: Any
+    ) -> None:
         self.engine, self.woken = engine, threading.Semaphore(0)
         self.rows = [
             Row(
-                np.arange(2, 2 + prompt, dtype="int32"),
+                np.arange(2, 2 + prompt, dtype="int32") if isinstance(prompt, int) else prompt,
                 SamplingConfig(max_tokens=length, seed=seed + number),
+                **more,
             )
             for number, length in enumerate(lengths)
         ]
@@ -63,6 +66,21 @@ def test_a_text_is_the_same_whatever_else_is_written(engine: Engine) -> None:
     assert [row.finish for row in mine.rows] == ["length"] * 2
     for other in others:
         other.wait()
+
+
+def test_the_tokens_of_a_prompt_have_log_probabilities(engine: Engine) -> None:
+    (written,) = Request(engine, 5, seed=7, prompt=10, listed=2).wait().rows
+    read = np.append(written.prompt, written.tokens).astype("int32")
+    scored: list[Any] = []
+    Request(engine, 1, 1, prompt=read, listed=2, scored=scored).wait()
+    assert len(scored) == 15 and scored[0] == (None, [])
+    for (own, listed), (expected, candidates) in zip(scored[10:], written.logprobs, strict=True):
+        assert own == pytest.approx(expected, abs=1e-4)
+        assert [token for token, _ in listed] == [token for token, _ in candidates]
+    longer: list[Any] = []
+    Request(engine, 1, prompt=30, listed=0, scored=longer).wait()
+    assert longer[:11] == [(None, [])] * 11  # the context has 20 tokens
+    assert len(longer) == 30 and all(own < 0 for own, _ in longer[11:])
 
 
 def test_long_requests_starve_no_short_one(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

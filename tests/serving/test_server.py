@@ -67,6 +67,11 @@ def test_a_completion_as_openai_s_client_gets_it(client: openai.OpenAI, served: 
     assert alone.model == "tiny" and alone.system_fingerprint
     echoed = client.completions.create(**PROMPT, max_tokens=12, seed=8, echo=True)
     assert echoed.choices[0].text == "This movie is" + second.text
+    scored = client.completions.create(**PROMPT, max_tokens=2, seed=8, echo=True, logprobs=1)
+    listed = scored.choices[0].logprobs
+    assert listed.tokens[:3] == ["this", "movie", "is"] and listed.text_offset[:3] == [0, 4, 10]
+    assert listed.token_logprobs[0] is None and listed.top_logprobs[0] is None
+    assert all(own < 0 for own in listed.token_logprobs[1:]) and len(listed.tokens) == 5
 
 
 @pytest.mark.parametrize("more", [{}, {"stop": ["w1"]}, {"logprobs": 2, "echo": True}])

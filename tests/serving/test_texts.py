@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from minigpt.data.tokenizer import WordTokenizer
@@ -64,10 +65,33 @@ def test_each_token_has_its_place() -> None:
     whole = made.piece(tokens, True)
     assert whole == ' isn\'t "the best". 7/10'
     listed = [(-1.0, [(2, -0.5), (token, -1.0)]) for token in tokens]
-    found = made.logprobs(tokens, listed)
+    found = made.logprobs([], tokens, listed)
     assert found["tokens"] == [TOKENS[token] for token in tokens]
     bounds = [*found["text_offset"], len(whole)]
     parts = [whole[start:end] for start, end in itertools.pairwise(bounds)]
     assert [part.strip() for part in parts] == found["tokens"]
     assert found["top_logprobs"][0] == {"this": -0.5, "isn": -1.0}
     assert found["token_logprobs"] == [-1.0] * len(tokens)
+
+
+def test_an_echoed_prompt_has_its_places_too() -> None:
+    """Also where a token is not known, whose text is as it was typed, and in several pieces."""
+    given, tokens = "This  unheard-of movie isn't \"the", ids('best " . i know')
+    made = text([], echo=True, prompt=given)
+    prompt = WORDS.encode(pa.array([given]))[0].tolist()
+    listed = [(None, []), *[(-1.0, [(2, -0.5)])] * (len(prompt) + len(tokens) - 1)]
+    whole, found = "", {name: [] for name in ("tokens", "text_offset", "top_logprobs")}
+    for count in range(1, len(tokens) + 1):
+        whole += made.piece(tokens[:count], count == len(tokens))
+        more = made.logprobs(prompt, tokens[:count], listed[: len(prompt) + count])
+        for name, entries in found.items():
+            entries += more[name]
+    assert whole == 'This unheard-of movie isn\'t "the best". I know'
+    bounds = [*found["text_offset"], len(whole)]
+    parts = [whole[start:end].strip() for start, end in itertools.pairwise(bounds)]
+    shown = 'This unheard - of movie isn \' t " the best " . I know'
+    assert parts == shown.split()
+    names = shown.lower().replace("unheard", "[UNK]").replace(" of ", " [UNK] ")
+    assert found["tokens"] == names.split()
+    assert found["top_logprobs"][:2] == [None, {"this": -0.5, "[UNK]": -1.0}]
+    assert made.written(tokens) == len(tokens)

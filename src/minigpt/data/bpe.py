@@ -6,6 +6,7 @@ merges and applies them. Text is cut into pretokens first, since no merge reache
 word, a number or a run of marks, each with the space before it.
 """
 
+import codecs
 import functools
 import itertools
 import json
@@ -127,6 +128,15 @@ class BytePairTokenizer(Tokenizer):
     def to_bytes(self, ids: Iterable[int]) -> bytes:
         """Returns the bytes of ids. They are UTF-8 unless the ids begin or end in a character."""
         return b"".join(self._tokens[i] for i in ids)
+
+    def typed(self, prompt: str) -> list[str]:
+        """Returns what each token of a prompt adds to it."""
+        return self.parts(self.encode(pa.array([prompt], pa.string()))[0])
+
+    def parts(self, ids: Iterable[int]) -> list[str]:
+        """Returns what each token adds to a text; the last token of a character adds it."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        return [decoder.decode(self._tokens[i]) for i in ids]
 
     def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
         """Returns what puts texts behind a prompt; see `Tokenizer.complete`."""

@@ -75,6 +75,14 @@ class Tokenizer(abc.ABC):
         return self.completer(prompt)(ids, ended)
 
     @abc.abstractmethod
+    def typed(self, prompt: str) -> list[str]:
+        """Returns what each token of a prompt stands for, as `complete` shows it."""
+
+    def parts(self, ids: Iterable[int]) -> list[str]:
+        """Returns what each token adds to a text; the last token of a character adds it."""
+        return self.decode(ids)
+
+    @abc.abstractmethod
     def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
         """Returns `complete` for one prompt, which is looked at only once."""
 

@@ -94,12 +94,17 @@ class WordTokenizer(Tokenizer):
         """Returns the tokens of ids."""
         return [self.tokens[i] for i in ids]
 
+    def typed(self, prompt: str) -> list[str]:
+        """Returns the tokens of a prompt, whether known or not."""
+        found: list[str] = self.split(pa.array([prompt], pa.string())).values.to_pylist()
+        return found
+
     def completer(self, prompt: str) -> Callable[[Iterable[int], bool], str]:
         """Returns what puts texts behind a prompt; see `Tokenizer.complete`.
 
         What the prompt holds is shown in lower case like the rest, also where it is not known.
         """
-        typed = self.split(pa.array([prompt], pa.string())).values.to_pylist()
+        typed = self.typed(prompt)
         return lambda ids, ended: text.detokenise([*typed, *self.decode(ids)])
 
     def settled(self, text: str) -> int:

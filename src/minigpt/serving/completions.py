@@ -110,9 +110,9 @@ class Completion:
             for index, (row, text) in list(left.items()):
                 finish = row.finish  # before the tokens, which may become more
                 ids = row.tokens[:]
-                if not self._job.as_written and finish is None:
+                if finish is None and not (ids and self._job.as_written):
                     continue
-                if (ids or finish) and not self._first:
+                if not self._first:
                     self._first = True
                     passed = time.perf_counter() - self._began
                     self._metrics.first_token.labels(self._id).observe(passed)
@@ -131,7 +131,11 @@ class Completion:
     ) -> dict[str, Any]:
         logprobs = None
         if row.listed is not None:
-            logprobs = text.logprobs(ids, row.logprobs)
+            prompt, scored = [], []
+            if row.scored is not None:
+                separator, scored = self._loaded.tokenizer.separator, row.scored
+                prompt = [token for token in row.prompt.tolist() if token != separator]
+            logprobs = text.logprobs(prompt, ids, [*scored, *row.logprobs])
         return {"index": index, "text": piece, "logprobs": logprobs, "finish_reason": finish}
 
     def _usage(self) -> dict[str, int]:
@@ -171,8 +175,10 @@ def _rows(request: CompletionRequest, loaded: Loaded) -> tuple[list[Row], list[T
                 f"{loaded.config['context_length']}",
                 "prompt",
             )
+        scored: list[Any] | None = [] if request.echo and request.listed is not None else None
         for _ in range(request.n):
-            rows.append(Row(prompt, request.sampling(len(rows)), request.listed))
+            row = Row(prompt, request.sampling(len(rows)), request.listed, scored=scored)
+            rows.append(row)
             continuation = Continuation(loaded.tokenizer, given)
             texts.append(Text(loaded.tokenizer, continuation, request.stops, request.echo))
     return rows, texts

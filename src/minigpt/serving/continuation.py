@@ -1,5 +1,7 @@
 """The text behind a prompt, piece by piece as its tokens are written."""
 
+import functools
+import itertools
 from collections.abc import Sequence
 
 from minigpt.data.interface import Tokenizer
@@ -19,7 +21,8 @@ class Continuation:
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: str) -> None:
-        self._tokenizer, self._complete = tokenizer, tokenizer.completer(prompt)
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._complete = tokenizer.completer(prompt)
         self._words = isinstance(tokenizer, WordTokenizer)
         self._begins = self._count(self._complete([], True))
 
@@ -37,31 +40,32 @@ class Continuation:
 
     def begin(self, whole: str) -> int:
         """Returns where the new text begins in a text with its prompt."""
-        return self._place(whole, self._begins)
+        return _behind(whole, self._begins) if self._words else min(self._begins, len(whole))
 
     def offsets(self, ids: Sequence[int], text: str, echo: bool = False) -> list[int]:
         """Returns where the part of each token begins in a text that `text` returned.
 
-        Tokens whose part begins behind the text are left out.
+        Args:
+            ids: The new tokens so far.
+            text: What `text` returned.
+            echo: Whether the prompt stands before it; its tokens then come first.
+
+        Returns:
+            Places in `text`. Tokens whose part begins behind it are left out.
         """
-        found, count = [], self._begins if echo else 0
-        for number, token in enumerate(self._tokenizer.decode(ids), 1):
-            at = self._place(text, count)
-            if at >= len(text):
-                break
-            found.append(at)
-            if self._words:
-                count += len(token)
-            else:  # a character may consist of several tokens
-                so_far = self._complete(ids[:number], False)
-                count = len(so_far) - (0 if echo else self._begins)
-        return found
+        parts = [*(self._typed if echo else ()), *self._tokenizer.parts(ids)]
+        counts = itertools.accumulate(map(len, parts[:-1]), initial=0)
+        places: Sequence[int] = range(len(text))
+        if self._words:  # where characters other than spaces have been counted
+            places = [at for at in places if at == 0 or text[at - 1] != " "]
+        return [places[count] for count in counts if count < len(places)][: len(parts)]
+
+    @functools.cached_property
+    def _typed(self) -> list[str]:
+        return self._tokenizer.typed(self._prompt)
 
     def _count(self, text: str) -> int:
         return len(text) - text.count(" ") if self._words else len(text)
-
-    def _place(self, text: str, count: int) -> int:
-        return _behind(text, count) if self._words else min(count, len(text))
 
 
 def _behind(text: str, letters: int) -> int:

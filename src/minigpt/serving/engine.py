@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 TURN = 128  # tokens of a text until another request that waits may take its slot
 CALL_S = 0.05  # that a call of several steps takes at most: a newcomer and a reader wait as long
 
+# Of a token its own log-probability, and the candidates in its place with theirs.
+Logprobs = tuple[float | None, list[tuple[int, float]]]
+
 
 class FullError(Exception):
     """Too many requests wait."""
@@ -43,6 +46,9 @@ class Row:
         listed: Candidates whose log-probabilities are kept; None: none at all.
         tokens: The new ones so far.
         logprobs: Of each new token its own, and those of the candidates by their ids.
+        scored: Those of the prompt's tokens, the separator before it left out; None of its own
+            where the model has read nothing before. Rows of one prompt may share the list, which
+            is empty before; None: not asked for.
         finish: Why it ended, "stop" or "length"; None before.
     """
 
@@ -50,7 +56,8 @@ class Row:
     sampling: SamplingConfig
     listed: int | None = None
     tokens: list[int] = field(default_factory=list)
-    logprobs: list[tuple[float, list[tuple[int, float]]]] = field(default_factory=list)
+    logprobs: list[Logprobs] = field(default_factory=list)
+    scored: list[Logprobs] | None = None
     finish: str | None = None
     _numbers: Any = None
     _kept: Any = None  # the slot's content while another text has it
@@ -236,6 +243,9 @@ class Engine:
         newcomers = []
         for slot in taken:
             _, row = self._running[slot]  # type: ignore[misc]
+            separated = int(row.prompt[0] == self._separator)
+            if row.scored is not None and len(row.scored) < len(row.prompt) - separated:
+                row.scored += self._scored(row)[separated:]
             if row._kept is None:
                 newcomers.append((slot, row.prompt, row.sampling))
             else:
@@ -243,6 +253,11 @@ class Engine:
                 row._kept = None
         if newcomers:
             self._slots.read(newcomers)
+
+    def _scored(self, row: Row) -> list[Logprobs]:
+        found = _logprobs(self._slots.score(row.prompt), 0, row.listed or 0)
+        unread: list[Logprobs] = [(None, [])] * (len(row.prompt) - len(found))
+        return [*unread, *found]
 
     def _write(self) -> None:
         """Writes tokens of all texts, as many as take `CALL_S`."""
@@ -278,13 +293,7 @@ class Engine:
         if self._separator in tokens:
             tokens, finish = tokens[: tokens.index(self._separator)], "stop"
         if row.listed is not None:
-            own = written.own[slot].tolist()
-            candidates = written.candidates[slot, :, : row.listed].tolist()
-            logprobs = written.logprobs[slot, :, : row.listed].tolist()
-            for place in range(len(tokens)):
-                pairs = zip(candidates[place], logprobs[place], strict=True)
-                found = [(token, value) for token, value in pairs if value > -math.inf]
-                row.logprobs.append((own[place], found))
+            row.logprobs += _logprobs(written, slot, row.listed)[: len(tokens)]
         row.tokens += tokens
         row.finish = row.finish or finish
         return row.finish is not None
@@ -311,3 +320,14 @@ class Engine:
             job.failed = error
             job._waiting.clear()
         self._wake(jobs.values())
+
+
+def _logprobs(written: Written, slot: int, listed: int) -> list[Logprobs]:
+    """Returns those of the tokens of a slot, with so many candidates."""
+    own = written.own[slot].tolist()
+    candidates = written.candidates[slot, :, :listed].tolist()
+    logprobs = written.logprobs[slot, :, :listed].tolist()
+    return [
+        (value, [pair for pair in zip(*each, strict=True) if pair[1] > -math.inf])
+        for value, *each in zip(own, candidates, logprobs, strict=True)
+    ]

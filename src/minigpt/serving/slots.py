@@ -28,7 +28,7 @@ from minigpt.model.network import MiniGPT, ring
 LISTED = 20  # candidates of which the probability can be listed
 SHORTEST = 16  # columns that a prompt has at least; the next sizes are 4 times as large each
 TOGETHER = (1, 8)  # prompts that are read at once
-SIZES = (1, 4, 16)  # slots that a step computes, as few as hold the texts; and the most of all
+SIZES = (1, 4, 8, 16)  # slots that a step computes, as few as hold the texts; and the most of all
 STEPS = 32  # tokens of each text that a call writes at most
 
 
@@ -88,6 +88,7 @@ class Slots:
         self._columns = self.context + longest
         self._separator = -1 if tokenizer.separator is None else tokenizer.separator
         self._read, self._write = made(self._reads), made(self._writes)
+        self._score = made(self._scores)
         self._take, self._put = made(_taken), made(_with_rows)
         limits = (
             ops.convert_to_tensor(banned(tokenizer, config.vocabulary_size, allow_unknown))
@@ -120,13 +121,15 @@ class Slots:
     def warm(self) -> None:
         """Compiles everything, so that no request waits for it."""
         sampling = SamplingConfig(max_tokens=1)
+        for columns in _prompt_columns(self.context):
+            for together in TOGETHER:
+                self.read([(0, np.ones(columns, "int32"), sampling)] * min(together, 2))
         for size in self.sizes[::-1]:
             self.write([None] * size, 1, False)
-            for columns in _prompt_columns(self.context):
-                for together in TOGETHER:
-                    prompt = np.ones(columns, "int32")
-                    self.read([(0, prompt, sampling)] * min(together, 2))
+            for together in TOGETHER:
+                self.read([(0, np.ones(1, "int32"), sampling)] * min(together, 2))
             self.put(0, self.take(0), sampling)
+        self.score(np.ones(1, "int32"))
 
     def read(self, newcomers: Sequence[tuple[int, npt.NDArray[np.int32], SamplingConfig]]) -> None:
         """Reads prompts into slots; the next call of `write` writes the first token after each.
@@ -149,8 +152,9 @@ class Slots:
                     row[: len(prompt)] = prompt
                 lengths = np.array([len(prompt) for _, prompt in some], "int32")
                 slots = np.array([slot for slot, _ in some], "int32")
-                given = (ops.convert_to_tensor(each) for each in (tokens, lengths, slots))
-                self._state = self._read(self._state, *given, self._weights)
+                tokens, lengths, slots = map(ops.convert_to_tensor, (tokens, lengths, slots))
+                read = self._read(tokens, lengths, self._weights)
+                self._state = self._put(self._state, read, slots)
 
     def write(
         self, numbers: Sequence[npt.NDArray[np.float32] | None], steps: int, listed: bool
@@ -184,6 +188,17 @@ class Slots:
         self._eager -= steps
         return Written(*(ops.convert_to_numpy(each)[:, :steps] for each in written))
 
+    def score(self, prompt: npt.NDArray[np.int32]) -> Written:
+        """Returns the tokens of a prompt that follow on the first one that is read, (1, N).
+
+        They have log-probabilities, as if they had been written.
+        """
+        kept = prompt[-self.context :]
+        tokens = np.zeros((1, self.context), "int32")
+        tokens[0, : len(kept)] = kept
+        scored = self._score(ops.convert_to_tensor(tokens), self._weights)
+        return Written(*(ops.convert_to_numpy(each)[None, : len(kept) - 1] for each in scored))
+
     def take(self, slot: int) -> Any:
         """Returns the text of a slot, for `put`."""
         return self._take(self._state, _int32([slot]))
@@ -213,18 +228,20 @@ class Slots:
 
         self._state = _each(resized, self._state)
 
-    def _reads(
-        self, state: Any, tokens: Any, lengths: Any, slots: Any, weights: Any
-    ) -> dict[str, Any]:
+    def _reads(self, tokens: Any, lengths: Any, weights: Any) -> dict[str, Any]:
         """Reads all tokens (A, P) of prompts but the last, which the next step reads."""
         _, kept = self.network.read(tokens, matrices=weights["matrices"])
-        rows = {
+        return {
             "text": ops.pad(tokens, ((0, 0), (0, self._columns - tokens.shape[1]))),
             "token": ops.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0],
             "length": lengths,
             "cache": ring(kept, lengths, self.context),
         }
-        return _with_rows(state, rows, slots)
+
+    def _scores(self, tokens: Any, weights: Any) -> tuple[Any, ...]:
+        hidden, _ = self.network.read(tokens, matrices=weights["matrices"])
+        scores = ops.cast(ops.matmul(hidden[0, :-1], weights["kernel"]), "float32")
+        return tokens[0, 1:], *_listed(scores, weights, tokens[0, 1:])
 
     def _writes(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
         learned, ask = self.network.config.positions == "learned", asked(given["knobs"])
@@ -257,7 +274,7 @@ class Slots:
             this = ops.arange(STEPS, dtype="int32") == step
 
             def listed() -> list[Any]:
-                found = _listed(scores, weights, tokens, candidates)
+                found = _listed(scores, weights, tokens)
                 return [
                     ops.where(ops.reshape(this, (-1, *[1] * (new.ndim - 1))), new[:, None], all_)
                     for new, all_ in zip(found, written[1:], strict=True)
@@ -335,10 +352,10 @@ def _each(function: Any, state: Any, *others: Any) -> Any:
     return function(state, *others)
 
 
-def _listed(scores: Any, weights: Any, tokens: Any, count: int) -> tuple[Any, ...]:
-    """Returns what `Written` says of a token of each text: own, candidates and logprobs."""
+def _listed(scores: Any, weights: Any, tokens: Any) -> tuple[Any, ...]:
+    """Returns what `Written` says of tokens (N,) with scores (N, V): own, candidates, logprobs."""
     logprobs = ops.log_softmax(scores + weights["bias"])
     own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
-    values, candidates = largest(named, count)
+    values, candidates = largest(named, LISTED)
     return own, candidates, values

@@ -5,6 +5,7 @@ from typing import Any
 
 from minigpt.data.interface import Tokenizer
 from minigpt.serving.continuation import Continuation
+from minigpt.serving.engine import Logprobs
 
 
 class Text:
@@ -48,27 +49,29 @@ class Text:
         """Returns how many tokens the text consists of."""
         if not self.stopped:
             return len(ids)
-        return len(self._continuation.offsets(ids, self._text, self._echo))
+        text = self._text[self._continuation.begin(self._text) :] if self._echo else self._text
+        return len(self._continuation.offsets(ids, text))
 
     def logprobs(
-        self, ids: Sequence[int], listed: Sequence[tuple[float, list[tuple[int, float]]]]
+        self, prompt: Sequence[int], ids: Sequence[int], listed: Sequence[Logprobs]
     ) -> dict[str, Any]:
         """Returns the log-probabilities of the tokens whose text `piece` has returned since.
 
         Args:
+            prompt: The tokens of the prompt, if the text begins with it; else none.
             ids: All new tokens so far.
-            listed: Of each token its own log-probability, and those of the candidates.
+            listed: Those of each token, the prompt's first.
         """
         first = self._listed
         offsets = self._continuation.offsets(ids, self._text, self._echo)
         self._listed = len(offsets)
-        names = self._tokenizer.decode(ids[first : self._listed])
+        names = self._tokenizer.decode([*prompt, *ids][first : self._listed])
         own = [value for value, _ in listed[first : self._listed]]
         return {
             "tokens": names,
             "token_logprobs": own,
             "top_logprobs": [
-                {**self._named(candidates), name: value}
+                None if value is None else {**self._named(candidates), name: value}
                 for (_, candidates), name, value in zip(
                     listed[first : self._listed], names, own, strict=True
                 )
