@@ -67,9 +67,9 @@ def peer(options: Options, batch: int, jit_compile: bool) -> Result:
     return Result(*compare(here, there, options.rounds, units=(TOKENS * batch,) * 2))
 
 
-def ours(batch: int, key_dim: int, jit_compile: bool) -> Callable[[], Any]:
+def ours(batch: int, key_dim: int, jit_compile: bool, dtype: str = "float32") -> Callable[[], Any]:
     """Returns a function that continues `batch` prompts together with our model."""
-    generator = Generator(network(key_dim), tokenizer(), jit_compile)
+    generator = Generator(network(key_dim, dtype), tokenizer(), jit_compile)
     prompts = [np.arange(2, 2 + PROMPT, dtype="int32") + row for row in range(batch)]
     seeds = itertools.count()
 
