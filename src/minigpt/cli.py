@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,20 @@ def _search(given: argparse.Namespace) -> int:
         if error.name != "optuna":
             raise
         raise InputError(f"{error}; install it: pip install -e .[search]") from None
-    print(search(Path.cwd(), given.space, given.name, given.trials, given.set_param))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        found = search(
+            Path.cwd(),
+            given.space,
+            given.name,
+            trials=given.trials,
+            jobs=given.jobs,
+            fixed=given.set_param,
+        )
+    except KeyboardInterrupt:
+        print("error: search: interrupted", file=sys.stderr)
+        return 130
+    print(found)
     return 0
 
 
@@ -185,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     search = commands.add_parser("search", help="a Bayesian search over the configuration")
     search.add_argument("name", metavar="NAME", help="the same name continues the same search")
     search.add_argument("--trials", type=int, default=20, help="in all (default: 20)")
+    search.add_argument("--jobs", type=int, default=1, help="trials at once here (default: 1)")
     search.add_argument(
         "--space", type=Path, default=config.CONF / "search.yaml", help="what to vary"
     )

@@ -1,14 +1,18 @@
 """What the tests of the pipeline share."""
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
 import tarfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHIVE = "data/sample/tiny.tar.gz"
 REVIEWS_A_FOLDER = 30
+DATABASE_PASSWORD = "database-secret"
 
 # All that makes the pipeline fast; what the tests edit is left to the project's own files.
 TINY = """\
@@ -206,3 +211,19 @@ def _small_archive(source: Path, target: Path) -> None:
             taken[folder] = taken.get(folder, 0) + 1
             if taken[folder] <= REVIEWS_A_FOLDER:
                 small.addfile(member, whole.extractfile(member) if member.isreg() else None)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def wait(running: subprocess.Popen[bytes], action: Callable[[], object]) -> None:
+    """Repeats what fails until a server answers, as long as it lives."""
+    while running.poll() is None:
+        with contextlib.suppress(OSError):
+            action()
+            return
+        time.sleep(0.2)
+    raise RuntimeError(f"{running.args!r} ended with {running.returncode}")

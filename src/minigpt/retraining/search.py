@@ -1,97 +1,385 @@
 """A Bayesian search over the configuration: every trial is an experiment of DVC.
 
 Optuna (Akiba et al., 2019, https://optuna.readthedocs.io) proposes values with its tree-structured
-Parzen estimator and keeps the trials in search.db; `dvc exp run --temp` runs them, and MLflow shows
-their runs under one parent.
+Parzen estimator and keeps the trials in a database that any number of searchers share, on one
+machine or on several. MLflow shows the trials' runs under one parent.
 """
 
+import contextlib
 import logging
-import subprocess
-import tempfile
+import os
+import re
+import socket
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import optuna
 import yaml
+from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from minigpt.common import files, locks
+from minigpt.common import locks
 from minigpt.common.errors import InputError
-from minigpt.tracking import store
+from minigpt.common.redaction import redact
+from minigpt.retraining.trial import Source, Trial, source
+from minigpt.tracking import mirror, store, view
 
 log = logging.getLogger(__name__)
 
 STORE = "search.db"
+STORAGE = "MINIGPT_SEARCH_STORAGE"
+POLL_S = 1  # how often a searcher looks at its trials
+BEAT_S = 10  # how often it shows the others that it is alive
+GRACE_S = 60  # after which one that has not shown it counts as dead
+OUTAGE_S = 1800  # for which a database may be away
+PRUNE = {"column", "startup_trials", "warmup_epochs"}
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+_FAILURES = (SQLAlchemyError, StorageInternalError)
 
 
-def search(root: Path, space_file: Path, name: str, trials: int, fixed: Sequence[str]) -> str:
+def search(
+    root: Path, space_file: Path, name: str, *, trials: int, jobs: int, fixed: Sequence[str]
+) -> str:
     """Runs trials until the study has as many as asked for; continues an interrupted search.
 
     Args:
         root: The project's folder.
         space_file: conf/search.yaml.
         name: Of the study; trial 3 is the experiment NAME-0003.
-        trials: In all, including those of earlier calls.
+        trials: In all, including those of earlier calls and of other searchers.
+        jobs: How many run at once here.
         fixed: Settings that all trials have in common, as `dvc exp run -S` takes them.
 
     Returns:
         The best trial, for a person.
 
     Raises:
-        InputError: The file makes no sense, another search of this name is running, or a trial
-            failed; finished trials are kept.
+        InputError: The file or the database can't be used, the study searches something else, or a
+            trial failed; finished trials are kept.
+        KeyboardInterrupt: The running trials were stopped; the next searcher starts them again.
     """
-    metric, space = _read(space_file)
+    if jobs < 1:
+        raise InputError(f"--jobs is {jobs}: allowed is 1 or more")
+    metric, space, prune = _read(space_file)
+    with locks.hold(
+        root / ".dvc/tmp/search.lock",
+        wait_s=store.LOCK_WAIT_S,
+        busy="process {pid} is starting a search: wait until it has, then run this again",
+    ):
+        study = _study(root, name, prune)
+        made_of = source(root)
+    _agree(study, {"metric": metric, "settings": list(fixed)})
+    uri = store.tracking_uri(root)
+    env = {"MLFLOW_TRACKING_URI": uri, mirror.PARENT_RUN: _parent(uri, name)}
+    Searcher(root, study, made_of, metric, space, prune, fixed, env).run(trials, jobs)
+    return _best(study, metric, f"{socket.gethostname()}:{root.resolve()}")
+
+
+class Searcher:
+    """One of those that share a study: it runs some of the trials at once and prunes them.
+
+    Args:
+        root: The project's folder.
+        study: Optuna's.
+        made_of: What the trials are copies of.
+        metric: The file and the key of what is minimized.
+        space: The ranges and choices, by key of the configuration.
+        prune: The column of losses.csv that tells hopeless trials; None: none is stopped.
+        fixed: Settings of all trials.
+        env: Environment variables of all trials.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        study: optuna.Study,
+        made_of: Source,
+        metric: Mapping[str, str],
+        space: Mapping[str, Mapping[str, Any]],
+        prune: Mapping[str, Any] | None,
+        fixed: Sequence[str],
+        env: Mapping[str, str],
+    ) -> None:
+        self._root, self._study, self._made_of = root, study, made_of
+        self._metric, self._space, self._prune = metric, space, prune
+        self._fixed, self._env = fixed, env
+        self._running: dict[optuna.Trial, Trial] = {}
+        self._reported: dict[int, int] = {}  # epochs, by number of the trial
+        self._pruned: set[int] = set()
+        self._failed: list[str] = []
+        self._seen: dict[int, tuple[Any, float]] = {}  # others' heartbeats, and since when
+        self._waiting: list[str] = []
+
+    def run(self, trials: int, jobs: int) -> None:
+        """Runs trials until the study has enough of them, or one fails.
+
+        Raises:
+            InputError: A trial failed, or the database is away for too long.
+            KeyboardInterrupt: The search was stopped.
+        """
+        ended = threading.Event()
+        beats = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        beats.start()
+        away_since = None
+        try:
+            while True:
+                try:
+                    if self._turn(trials, jobs):
+                        return
+                    away_since = None
+                except _FAILURES as error:
+                    if away_since is None:
+                        away_since = time.monotonic()
+                        log.warning("%s; the trials go on", _unusable(error))
+                    elif time.monotonic() - away_since > OUTAGE_S:
+                        raise InputError(_unusable(error)) from error
+                    self._seen.clear()  # the others could show nothing either
+                time.sleep(POLL_S)
+        except BaseException:
+            for process in self._running.values():
+                process.stop()
+            for trial, process in self._running.items():
+                process.close()
+                with contextlib.suppress(*_FAILURES):  # then others see that it is dead
+                    self._again(trial.number)
+            raise
+        finally:
+            ended.set()
+
+    def _turn(self, trials: int, jobs: int) -> bool:
+        """Looks at all trials once; returns whether the study has enough of them."""
+        for trial, process in list(self._running.items()):
+            self._look(trial, process)
+        known = self._study.get_trials(deepcopy=False)
+        others = self._alive(known)
+        done = sum(trial.state in DONE for trial in known)
+        if not self._running:
+            if self._failed:
+                raise InputError(
+                    f"the trial {self._failed[0]} failed, see above; fix that and search again"
+                )
+            if done >= trials:
+                return True
+        if not self._failed and len(self._running) < jobs:
+            if done + len(others) + len(self._running) < trials:
+                self._start(trials)
+            elif not self._running and others != self._waiting:
+                log.info("waiting for other searchers' trials: %s", ", ".join(others))
+                self._waiting = others
+        return False
+
+    def _start(self, trials: int) -> None:
+        trial = self._study.ask()
+        # With one seed, all searchers would propose the same values.
+        self._study.sampler = optuna.samplers.TPESampler(seed=trial.number)
+        earlier = self._study.get_trials(states=(*DONE, TrialState.RUNNING), deepcopy=False)
+        if sum(other.number < trial.number for other in earlier) >= trials:
+            self._study.tell(trial, state=TrialState.FAIL)  # two took the last one at once
+            return
+        trial.set_user_attr("place", f"{socket.gethostname()}:{self._root.resolve()}")
+        values = {key: _suggest(trial, key, given) for key, given in self._space.items()}
+        name = self._name(trial.number)
+        log.info("%s: %s", name, values)
+        settings = [*self._fixed, *(f"{key}={value}" for key, value in values.items())]
+        try:
+            process = Trial(self._root, self._made_of, name, settings, self._env)
+        except InputError:
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+        except BaseException:
+            self._again(trial.number)
+            raise
+        self._running[trial] = process
+
+    def _look(self, trial: optuna.Trial, process: Trial) -> None:
+        """Prunes a trial that is hopeless, and concludes one that has ended."""
+        name, code = self._name(trial.number), process.poll()
+        if code is None:
+            if self._prune and trial.number not in self._pruned and self._hopeless(trial, process):
+                log.info("%s: pruned after epoch %s", name, self._reported[trial.number])
+                self._pruned.add(trial.number)
+                process.stop()
+            return
+        if trial.number in self._pruned:  # even if it ended by itself a moment before
+            self._study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+        elif code == 0:
+            self._conclude(trial, process)
+        else:
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            log.warning("%s failed", name)
+            self._failed.append(name)
+        process.close()
+        del self._running[trial]
+
+    def _hopeless(self, trial: optuna.Trial, process: Trial) -> bool:
+        assert self._prune
+        losses, known = process.losses(self._prune["column"]), self._reported.get(trial.number, 0)
+        for epoch, loss in enumerate(losses[known:], start=known + 1):
+            trial.report(loss, epoch)
+            self._reported[trial.number] = epoch
+        return len(losses) > known and trial.should_prune()
+
+    def _conclude(self, trial: optuna.Trial, process: Trial) -> None:
+        name = self._name(trial.number)
+        try:
+            result = _figure(process.reports(), self._metric)
+            process.keep()
+        except InputError:
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
+        self._study.tell(trial, result, skip_if_finished=True)
+        log.info("%s: %s %s", name, self._metric["key"], result)
+        try:
+            self._show_best(trial.number)
+        except InputError as error:
+            log.warning("%s", error)
+
+    def _show_best(self, number: int) -> None:
+        """Shows the best trial so far in the search's MLflow run."""
+        best, parent = self._study.best_trial, self._env[mirror.PARENT_RUN]
+        with store.open_store(self._env["MLFLOW_TRACKING_URI"]) as client:
+            client.log_metric(parent, "best", best.value or 0.0, step=number)
+            client.set_tag(parent, "minigpt.best", f"{self._name(best.number)} {best.params}")
+
+    def _alive(self, known: Sequence[optuna.trial.FrozenTrial]) -> list[str]:
+        """Returns the trials that other searchers run; those of dead ones are queued again.
+
+        A heartbeat is a value that changes, and each searcher times it with its own clock. Optuna's
+        own heartbeat misses a searcher that dies before its first one.
+        """
+        ours, now, alive = {trial.number for trial in self._running}, time.monotonic(), []
+        for trial in known:
+            if trial.state != TrialState.RUNNING or trial.number in ours:
+                continue
+            beat = trial.user_attrs.get("beat")
+            before, since = self._seen.get(trial.number, (None, now))
+            if beat != before:
+                since = now
+            self._seen[trial.number] = beat, since
+            if now - since > GRACE_S:
+                log.info("%s: its searcher is dead; trying again", self._name(trial.number))
+                self._again(trial.number)
+            else:
+                alive.append(self._name(trial.number))
+        return alive
+
+    def _again(self, number: int) -> None:
+        """Fails a trial and queues its values, unless another searcher has done so."""
+        params = self._study.trials[number].params
+        with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
+            self._study.tell(number, state=TrialState.FAIL)
+            self._study.enqueue_trial(params, user_attrs={"again": number})
+
+    def _beat(self, ended: threading.Event) -> None:
+        while not ended.wait(BEAT_S):
+            for trial in list(self._running):
+                with contextlib.suppress(SQLAlchemyError, OptunaError):
+                    trial.set_user_attr("beat", time.time())
+
+    def _name(self, number: int) -> str:
+        return f"{self._study.study_name}-{number:04d}"
+
+
+def _study(root: Path, name: str, prune: Mapping[str, Any] | None) -> optuna.Study:
+    """Opens the study, or makes it and its database.
+
+    Raises:
+        InputError: The database can't be used.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lock = root / ".dvc/tmp" / f"search-{name}.lock"
-    busy = "process {pid} runs a search of this name already: wait until it ends"
-    with locks.hold(lock, wait_s=0, busy=busy):
-        storage = store.sqlite_uri(root / STORE)
-        study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-        # With the same seed again, a continued search would repeat its first proposals.
-        study.sampler = optuna.samplers.TPESampler(seed=len(study.trials))
-        for left in study.get_trials(states=[TrialState.RUNNING]):  # by a search that was killed
-            study.tell(left.number, state=TrialState.FAIL)
-            study.enqueue_trial(left.params)
-        while len(study.get_trials(states=[TrialState.COMPLETE])) < trials:
-            trial = study.ask()
-            values = {key: _suggest(trial, key, given) for key, given in space.items()}
-            experiment = f"{name}-{trial.number:04d}"
-            log.info("%s: %s", experiment, values)
-            try:
-                reports = _run(root, experiment, [*fixed, *(f"{k}={v}" for k, v in values.items())])
-            except InputError:
-                study.tell(trial, state=TrialState.FAIL)
-                raise
-            result = _figure(reports, metric)
-            study.tell(trial, result)
-            log.info("%s: %s %s", experiment, metric["key"], result)
-            _adopt(root, name, reports["reports/registered.json"]["run_id"], study)
-    best = study.best_trial
-    found = " ".join(f"-S {key}={value}" for key, value in best.params.items())
-    return (
-        f"best of {trials}: {name}-{best.number:04d}, {metric['key']} {best.value:.4f}, {found}\n"
-        f"to take it into the workspace: dvc exp apply {name}-{best.number:04d}"
-    )
+    uri = os.environ.get(STORAGE) or store.sqlite_uri(root / STORE)
+    is_file = uri.startswith("sqlite:")
+    timeout = {"timeout": 60} if is_file else {"connect_timeout": 10}  # seconds
+    engine = {"connect_args": timeout, "pool_pre_ping": True}
+    pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    if prune:
+        pruner = optuna.pruners.MedianPruner(prune["startup_trials"], prune["warmup_epochs"] + 1)
+    for attempt in range(3):
+        try:
+            storage = optuna.storages.RDBStorage(uri, engine_kwargs=engine)
+            return optuna.create_study(
+                storage=storage, study_name=name, load_if_exists=True, pruner=pruner
+            )
+        except (*_FAILURES, ImportError, RuntimeError, ValueError, TypeError) as error:
+            # Two searchers may make the tables of a new database at once.
+            both = re.search("(?i)unique|duplicate|already exists", str(error))
+            if not both or attempt == 2:
+                raise InputError(_unusable(error)) from error
+            time.sleep(1)
+    raise AssertionError
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, dict[str, Any]]]:
+def _unusable(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    reason = redact(" ".join(str(cause).split()))[:500] or type(cause).__name__
+    where = os.environ.get(STORAGE)
+    which = f"{STORAGE}, {redact(where)}," if where else STORE
+    return f"the database of the search, {which} can't be used: {reason}"
+
+
+def _agree(study: optuna.Study, ours: Mapping[str, Any]) -> None:
+    """Sees to it that all searchers of a study search the same."""
+    theirs = study.user_attrs.get("search", ours)
+    if theirs != ours:
+        raise InputError(
+            f"the search {study.study_name} has {theirs}, not {ours}: give the same, or choose "
+            "another name"
+        )
+    study.set_user_attr("search", dict(ours))
+
+
+def _parent(uri: str, name: str) -> str:
+    """Returns the id of the MLflow run that the trials' runs lie under."""
+    with store.lock(uri):
+        store.create(uri)
+        with store.open_store(uri) as client:
+            where = view.experiment(client, uri)
+            run = mirror.find_or_create(client, uri, where, {"minigpt.search": name}, run_name=name)
+            client.set_terminated(run.info.run_id)
+            return str(run.info.run_id)
+
+
+def _best(study: optuna.Study, metric: Mapping[str, str], here: str) -> str:
+    known = study.get_trials(states=DONE)
+    if not any(trial.state == TrialState.COMPLETE for trial in known):
+        return f"none of {len(known)} trials was completed"
+    best, pruned = study.best_trial, sum(trial.state == TrialState.PRUNED for trial in known)
+    name = f"{study.study_name}-{best.number:04d}"
+    settings = " ".join(f"-S {key}={value}" for key, value in best.params.items())
+    told = f"best of {len(known)}{f' ({pruned} pruned)' if pruned else ''}: {name}, "
+    told += f"{metric['key']} {best.value:.4f}, {settings}\n"
+    place = best.user_attrs.get("place", here)
+    if place != here:
+        return f"{told}it ran in {place}: `dvc exp apply {name}` there"
+    return f"{told}to take it into the workspace: dvc exp apply {name}"
+
+
+def _read(
+    path: Path,
+) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, Any] | None]:
     try:
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        metric, space = read["metric"], read["space"]
+        metric, space, prune = read["metric"], read["space"], read.get("prune")
         sound = {"file", "key"} == set(metric) and all(
             {"choices"} == set(given) or {"low", "high"} <= set(given) <= {"low", "high", "log"}
             for given in space.values()
         )
+        if prune is not None:
+            counts = (prune[key] for key in PRUNE - {"column"})
+            sound &= set(prune) == PRUNE and all(type(n) is int and n >= 0 for n in counts)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} can't be used: {error}") from None
     if not sound or not space:
         raise InputError(
-            f"{path}: expected metric (file and key) and space, a key each with low and high (and "
-            "log), or with choices"
+            f"{path}: expected metric (file and key), space, a key each with low and high (and "
+            "log), or with choices, and perhaps prune (column, and startup_trials and "
+            "warmup_epochs of 0 or more)"
         )
-    return metric, space
+    return metric, space, prune
 
 
 def _suggest(trial: optuna.Trial, key: str, given: Mapping[str, Any]) -> Any:
@@ -103,22 +391,6 @@ def _suggest(trial: optuna.Trial, key: str, given: Mapping[str, Any]) -> Any:
     return suggest(key, low, high, log=bool(given.get("log")))
 
 
-def _run(root: Path, experiment: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Runs an experiment and returns the content of its reports in JSON, by path."""
-    choices = [part for setting in settings for part in ("-S", setting)]
-    command = ["dvc", "exp", "run", "--temp", "--name", experiment, *choices]
-    if subprocess.run(command, cwd=root).returncode:
-        raise InputError(f"the trial {experiment} failed, see above; fix that and search again")
-    with tempfile.TemporaryDirectory() as folder:
-        get = ["dvc", "get", "--quiet", ".", "reports", "--rev", experiment]
-        if subprocess.run([*get, "--out", f"{folder}/reports"], cwd=root).returncode:
-            raise InputError(f"the reports of {experiment} can't be read, see above; search again")
-        return {
-            f"reports/{file.name}": files.read_json(file)
-            for file in Path(folder, "reports").glob("*.json")
-        }
-
-
 def _figure(reports: Mapping[str, Any], metric: Mapping[str, str]) -> float:
     found = reports.get(metric["file"], {}).get(metric["key"])
     if not isinstance(found, int | float):
@@ -127,18 +399,3 @@ def _figure(reports: Mapping[str, Any], metric: Mapping[str, str]) -> float:
             "that it has"
         )
     return found
-
-
-def _adopt(root: Path, name: str, run_id: str, study: optuna.Study) -> None:
-    """Puts a trial's run under the search's run, which shows the best so far."""
-    with store.open_store(store.tracking_uri(root)) as client:
-        experiment = client.get_run(run_id).info.experiment_id
-        found = client.search_runs([experiment], f"tags.`minigpt.search` = '{name}'")
-        tags = {"minigpt.search": name}
-        run = found[0] if found else client.create_run(experiment, run_name=name, tags=tags)
-        parent = run.info.run_id
-        client.set_tag(run_id, "mlflow.parentRunId", parent)
-        best = study.best_trial
-        client.log_metric(parent, "best", best.value or 0.0, step=study.trials[-1].number)
-        client.set_tag(parent, "minigpt.best", f"{name}-{best.number:04d} {best.params}")
-        client.set_terminated(parent)

@@ -31,6 +31,7 @@ from minigpt.tracking import contents, deadline, store, view
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PARENT_RUN = "MINIGPT_PARENT_RUN"  # names the MLflow run that a run lies under in the UI
 PATIENCE_S = 3  # for all failures of a process together; for one call of a server too
 AT_ONCE_S = 1  # after which the runs that several processes made at once are all to be seen
 SQLITE_S = 30  # for one call of a sqlite store, which itself waits 20 s for another process
@@ -187,9 +188,7 @@ class Mirror:
         return client
 
     def _find_or_create(self, client: MlflowClient, where: str, identity: dict[str, str]) -> Run:
-        if run := _first(client, where, identity):
-            return run
-        tags = {"mlflow.source.name": "minigpt", **identity}
+        tags = {"mlflow.source.name": "minigpt"}
         with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
             tags["mlflow.user"] = getpass.getuser()
         with contextlib.suppress(OSError, subprocess.CalledProcessError):  # no git, no repository
@@ -198,14 +197,7 @@ class Mirror:
             tags["mlflow.source.git.commit"] = head.strip()
         if experiment := os.environ.get("DVC_EXP_NAME"):
             tags["dvc.exp"] = experiment
-        made = client.create_run(where, tags=tags, run_name=experiment)
-        # On a server, which has no lock, another process may make one at the same time.
-        if not store.sqlite_path(self.uri):
-            time.sleep(AT_ONCE_S)
-        first = _first(client, where, identity) or made
-        if first.info.run_id != made.info.run_id:
-            client.delete_run(made.info.run_id)
-        return first
+        return find_or_create(client, self.uri, where, identity, tags, experiment)
 
     def _send(self, client: MlflowClient, found: contents.Contents) -> None:
         """Sends what the run lacks, the end of the run last."""
@@ -237,10 +229,11 @@ class Mirror:
         for start in range(0, len(parameters), PARAMETERS_AT_ONCE):
             chunk = parameters[start : start + PARAMETERS_AT_ONCE]
             client.log_batch(self.run_id, params=chunk)
+        wanted = dict(found.tags)
+        if parent := os.environ.get(PARENT_RUN):
+            wanted["mlflow.parentRunId"] = parent
         tags = [
-            RunTag(key, value)
-            for key, value in found.tags.items()
-            if run.data.tags.get(key) != value
+            RunTag(key, value) for key, value in wanted.items() if run.data.tags.get(key) != value
         ]
         if tags:
             client.log_batch(self.run_id, tags=tags)
@@ -286,6 +279,36 @@ class Mirror:
         ]
         if changed:
             client.log_batch(self.run_id, metrics=changed)
+
+
+def find_or_create(
+    client: MlflowClient,
+    uri: str,
+    where: str,
+    identity: Mapping[str, str],
+    tags: Mapping[str, str] | None = None,
+    run_name: str | None = None,
+) -> Run:
+    """Returns the run of an identity; all processes that ask at the same time get the same one.
+
+    Args:
+        client: Of the store.
+        uri: The store's address; the caller holds the lock of a sqlite file.
+        where: The id of the experiment.
+        identity: The tags by which the run is found.
+        tags: Those that a new run has besides.
+        run_name: Of a new run.
+    """
+    if run := _first(client, where, identity):
+        return run
+    made = client.create_run(where, tags={**(tags or {}), **identity}, run_name=run_name)
+    # On a server, which has no lock, another process may make one at the same time.
+    if not store.sqlite_path(uri):
+        time.sleep(AT_ONCE_S)
+    first = _first(client, where, identity) or made
+    if first.info.run_id != made.info.run_id:
+        client.delete_run(made.info.run_id)
+    return first
 
 
 def _first(client: MlflowClient, where: str, identity: Mapping[str, str]) -> Run | None:
