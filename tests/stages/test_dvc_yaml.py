@@ -19,6 +19,7 @@ PLUMBING = {
     "minigpt",
     "minigpt.common",
     "minigpt.config",
+    "minigpt.engine",
     "minigpt.stages.__main__",
     "minigpt.tracking",
 }

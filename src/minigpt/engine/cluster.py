@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 TOKEN_FILE = Path("~/.ray/auth_token")  # where Ray looks if the environment names no token
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # the work has the priority of this process
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # of 60, in which a busy machine starts none
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -45,8 +50,8 @@ def connected(engine: EngineConfig) -> Iterator[None]:
             "engine.kind is ray, but Ray is not installed: run `make ray`, or choose "
             "groups.engine=local"
         )
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each line of a worker's log, when it is written
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     with _joined(engine) if engine.address else _started(engine):
         for number, handler in handlers.items():  # Ray has set its own
@@ -57,18 +62,25 @@ def connected(engine: EngineConfig) -> Iterator[None]:
 @contextlib.contextmanager
 def _started(engine: EngineConfig) -> Iterator[None]:
     # Ray reads these once, when it is imported. The first one makes it listen on loopback alone, on
-    # any system; it replaces a `_node_ip_address` of 127.0.0.1 by the address of the network.
+    # any system. Asked for 127.0.0.1 by `_node_ip_address`, it takes an address of the network.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one machine is not drained
     import ray
 
     # Reservations are counts, not processors: two workers may share the only one.
     cpus = max(len(os.sched_getaffinity(0)), engine.workers * engine.cpus_per_worker)
     with tempfile.TemporaryDirectory(prefix="minigpt-ray-", ignore_cleanup_errors=True) as folder:
         log.info("starting Ray on this machine")
-        _init("local", num_cpus=cpus, _temp_dir=folder)
         try:
+            try:
+                _init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder)
+            except Exception as error:  # Ray has no narrower one
+                raise InputError(
+                    f"Ray did not start on this machine: {error}\nIt takes at most 30 s: try again "
+                    "when the machine is less busy, or choose groups.engine=local"
+                ) from error
             gpus = int(ray.cluster_resources().get("GPU", 0))
             if engine.use_gpu and gpus < engine.workers:
                 raise InputError(
@@ -105,7 +117,8 @@ def _joined(engine: EngineConfig) -> Iterator[None]:
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(
             f"Ray can't be joined at engine.address {address}: {error}\nStart it there with `ray "
-            "start --head`, and on this machine with `ray start --address` (docs/scale.md)"
+            "start --head`, and on this machine with `ray start --address`, both with the token "
+            "that is set here (docs/scale.md)"
         ) from None
     try:
         has = ray.cluster_resources()
@@ -129,11 +142,12 @@ def _init(address: str, **options: Any) -> None:
     """Calls `ray.init` so that workers find this project's code, which may not be installed."""
     import ray
 
-    code = Path(minigpt.__file__).parents[1].resolve()
+    code = str(Path(minigpt.__file__).parents[1].resolve())
+    found = os.pathsep.join(filter(None, [code, os.environ.get("PYTHONPATH")]))
     ray.init(
         address,
-        runtime_env={"env_vars": {"PYTHONPATH": str(code)}},
+        runtime_env={"env_vars": {"PYTHONPATH": found}},
         logging_level=logging.WARNING,
-        include_dashboard=None if address != "local" else False,
+        log_to_driver=False,  # it is Ray's own for the most part
         **options,
     )

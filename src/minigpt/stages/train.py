@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from minigpt import config
 from minigpt.common import backend, files, paths, progress
 from minigpt.common.errors import InputError
 from minigpt.data import sequences, tokenizer
+from minigpt.engine import cluster
 from minigpt.generation import prompts
 from minigpt.generation.decoding import Generator
 from minigpt.model import directory
@@ -36,20 +38,41 @@ LOGS = Path(".dvc/tmp")  # of the processes that engine.workers starts
 
 
 def run() -> None:
-    """Trains in this process, or in those that a launcher or `engine.workers` starts."""
-    place, workers = parallel.named(), config.load(paths.RESOLVED).engine.workers
-    if place is None and workers > 1:
-        with parallel.launched(workers, COMMAND, LOGS) as world:
+    """Trains in this process, or in those that Ray, a launcher or `engine.workers` starts."""
+    place, engine = parallel.named(), config.load(paths.RESOLVED).engine
+    if engine.kind == "ray":
+        with cluster.connected(engine):
+            from minigpt.engine import train  # it imports Ray, which is an extra
+
+            train.run(engine, work_for_ray, _checkpoints)
+    elif place is None and engine.workers > 1:
+        with parallel.launched(engine.workers, COMMAND, LOGS) as world:
             work(world)
     else:
         with parallel.joined(place) as world:
             work(world)
 
 
-def work(world: parallel.World) -> None:
+def work_for_ray(place: parallel.Place | None, asked: threading.Event) -> None:
+    """Trains as one of Ray's workers, which are no main thread and get no signals."""
+    stop = fit.Stop()
+
+    def listen() -> None:
+        asked.wait()
+        stop.asked = True
+
+    threading.Thread(target=listen, daemon=True).start()
+    work(parallel.join(place), stop)
+
+
+def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
     """Trains, or resumes from the last checkpoint; the first process writes the model directory.
 
-    Each process of a training calls this in the project's folder, within `parallel.joined`.
+    Each process of a training calls this in the project's folder, after `parallel.join`.
+
+    Args:
+        world: The processes that train together.
+        stop: Stops the training; None: SIGINT and SIGTERM do.
     """
     settings = config.load(paths.RESOLVED)
     words = tokenizer.load(paths.TOKENIZER)
@@ -130,9 +153,10 @@ def work(world: parallel.World) -> None:
             seed=None,
             **world._asdict(),
         )
-    stop = fit.Stop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
+    if stop is None:
+        stop = fit.Stop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
     report()
     try:
         fit.fit(
@@ -171,6 +195,10 @@ def work(world: parallel.World) -> None:
         mirror.finish()
         # If DVC is killed before it has recorded the outputs, it runs this stage again.
         checkpoints.finish(_md5(paths.RUN))
+
+
+def _checkpoints() -> list[str]:
+    return sorted(path.name for path in paths.CHECKPOINTS.glob("*.npz"))
 
 
 def _made_with(
