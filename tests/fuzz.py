@@ -140,7 +140,7 @@ def own_file() -> Case:
     inputs = st.one_of(*(st.tuples(st.just(name), content) for name, content in made.items()))
 
     def read(given: tuple[str, bytes]) -> None:
-        batches = list(own_files.read(file(*given), corpus_config(format="files")))
+        batches = list(own_files.read(str(file(*given)), corpus_config(format="files")))
         corpus.write_reviews(batches, HERE / "reviews.parquet")
         again = corpus.read_reviews(HERE / "reviews.parquet", corpus.SCHEMA.names)
         assert again.equals(pa.Table.from_batches(batches))

@@ -102,7 +102,7 @@ WHOLE = "allowed is a whole number, 1 to 100000"
         # Choices and texts.
         ("train.loss", "token", "is 'token': allowed are tokens, padded (did you mean tokens?)"),
         ("model.dtype_policy", ["auto"], "is ['auto']: allowed are auto, float32, mixed_bfl"),
-        ("corpus.url", "", "is '': allowed is http(s)://, file:// or a path"),
+        ("corpus.url", "", "is '': allowed is http(s)://, file://, another"),
         ("corpus.sha256", "C40F", "is 'C40F': allowed is 64 hexadecimal digits, or nothing"),
         ("engine.address", "ray://x:1", "is 'ray://x:1': allowed is host:port, or nothing"),
         ("tracking.model_name", 7, "is 7: allowed is up to 200 letters"),

@@ -83,8 +83,9 @@ Url = Annotated[
     str,
     _FILLED,
     AfterValidator(_without_secret),
-    "http(s)://, file:// or a path, without NUL, and without a name, password or token: put "
-    "them into ~/.netrc or MINIGPT_CORPUS_URL, since resolved.yaml is committed",
+    "http(s)://, file://, another address that fsspec knows, or a path, without NUL, and without a "
+    "name, password or token: put them into ~/.netrc or MINIGPT_CORPUS_URL, since resolved.yaml is "
+    "committed",
 ]
 Folder = Annotated[str, _FILLED, AfterValidator(_inside), "a folder inside the archive"]
 Sha256 = Annotated[str, Field(pattern="^([0-9a-f]{64})?$"), "64 hexadecimal digits, or nothing"]
@@ -122,7 +123,7 @@ class CorpusConfig(Section):
     format: Literal["archive", "files"]
     """An archive in the layout of IMDB's, or files of your own."""
     url: Url
-    """The archive; or your own folder of .txt files, .jsonl or .csv (.gz too) or .parquet."""
+    """The archive; or your own .txt, .jsonl or .csv (.gz too), .parquet, or a folder of them."""
     sha256: Sha256 = ""
     """Checksum of the archive."""
     folders: list[Folder] = Field(default=[])

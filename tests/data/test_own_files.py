@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +24,9 @@ from minigpt.config import CorpusConfig
 from minigpt.data import corpus, own_files, reviews
 
 
-def read(path: Path, **changes: Any) -> pa.Table:
+def read(path: Path | str, **changes: Any) -> pa.Table:
     config = CorpusConfig(format="files", url=str(path), **changes)
-    return pa.Table.from_batches(own_files.read(path, config))
+    return pa.Table.from_batches(own_files.read(config.url, config))
 
 
 def test_folder_of_text_files(tmp_path: Path) -> None:
@@ -39,6 +40,60 @@ def test_folder_of_text_files(tmp_path: Path) -> None:
         {"id": "b", "split": "", "label": None, "rating": None, "text": "With a mark"},
         {"id": "sub/a", "split": "", "label": None, "rating": None, "text": "Inner"},
     ]
+
+
+def in_memory(folder: Path) -> str:
+    """Copies a folder to an address of fsspec's."""
+    system = fsspec.filesystem("memory")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(folder.parent).as_posix()
+            system.pipe_file(f"/{name}", path.read_bytes())
+    return f"memory://{folder.name}"
+
+
+def test_a_folder_of_many_files_of_any_kind_here_and_at_an_address(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    (folder / "sub").mkdir(parents=True)
+    (folder / ".hidden").mkdir()
+    write_jsonl(folder / "1.jsonl", [{"text": "One", "id": "given"}, {"text": "Two"}])
+    (folder / "sub/2.csv.gz").write_bytes(gzip.compress(b"text,id\nThree,\n"))
+    write_parquet(folder / "sub/3.parquet", [{"text": "Four"}, {"text": "Five é"}])
+    write_parquet(folder / ".hidden/4.parquet", [{"text": "Six"}])
+    (folder / "notes.md").write_text("Not a review")
+    table = read(folder)
+    assert list(zip(*table.select(["id", "text"]).to_pydict().values(), strict=True)) == [
+        ("given", "One"),
+        ("#1.jsonl:2", "Two"),
+        ("#sub/2.csv.gz:1", "Three"),
+        ("#sub/3.parquet:1", "Four"),
+        ("#sub/3.parquet:2", "Five é"),
+    ]
+    address = in_memory(folder)
+    assert read(address) == read(folder.as_uri()) == table
+    assert read(f"{address}/sub/3.parquet") == read(folder / "sub/3.parquet")
+    write_jsonl(folder / "5.jsonl", [{"text": "Seven", "id": "given"}])
+    with pytest.raises(InputError, match=r"the id 'given' occurs more than once"):
+        read(in_memory(folder))
+    (folder / "0.csv").write_text("body\nEight\n")
+    with pytest.raises(InputError, match=r"memory:///parts/0.csv has no text in 'text'.*'body'"):
+        read(in_memory(folder))
+    (folder / "a.txt").write_text("Nine")  # now the others are not the reviews
+    assert read(in_memory(folder)).to_pydict() == read(folder).to_pydict()
+    assert ids(folder) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://gone", r"corpus.url: there is no such file or folder: memory://gone"),
+        ("nosuch://host/a", r"corpus.url=nosuch://host/a cannot be read: .*s3://bucket/folder"),
+        ("gdrive://a", r"corpus.url=gdrive://a cannot be read: .*[Ii]nstall gdrive"),
+    ],
+)
+def test_addresses_that_can_not_be_read(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read(url)
 
 
 def test_json_lines_with_and_without_the_other_columns(tmp_path: Path) -> None:
@@ -137,7 +192,7 @@ def test_unusable_folders_and_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "a.txt").write_text("\n")
     with pytest.raises(InputError, match="review 'a' is empty"):
         read(tmp_path)
-    with pytest.raises(InputError, match=r"a\.txt is not a folder of \.txt, a \.jsonl, a \.csv"):
+    with pytest.raises(InputError, match=r"a\.txt is not a folder, a \.jsonl, a \.csv"):
         read(tmp_path / "a.txt")
     monkeypatch.setenv("DVC_EXP_NAME", "tall-tale")
     with pytest.raises(InputError, match=r"no such file or folder: gone.*`dvc add`"):
@@ -311,7 +366,7 @@ from minigpt.data import archive, own_files
 
 folder, packed = map(Path, sys.argv[1:])
 config = CorpusConfig(format="files", url="x", folders=["top/a/\\xe9"])
-for read in (own_files.read(folder, config), archive.read(packed, config, folder.parent)):
+for read in (own_files.read(str(folder), config), archive.read(packed, config, folder.parent)):
     print(*(ascii(name) for batch in read for name in batch["id"].to_pylist()))
 """
 

@@ -49,7 +49,7 @@ def test_a_corpus_says_what_becomes_of_white_space(
     config = CorpusConfig.model_validate(
         {"format": "files", "url": str(path), "white_space": white_space}
     )
-    assert next(own_files.read(path, config))["text"].to_pylist() == [expected]
+    assert next(own_files.read(str(path), config))["text"].to_pylist() == [expected]
 
 
 def test_a_review_of_line_breaks_is_empty() -> None:

@@ -411,7 +411,7 @@ HOSTILE = {
 
 
 def read(path):
-    return own_files.read(path, CorpusConfig(format="files", url=str(path)))
+    return own_files.read(str(path), CorpusConfig(format="files", url=str(path)))
 
 
 @pytest.mark.parametrize("style", STYLES)

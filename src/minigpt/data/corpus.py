@@ -3,7 +3,7 @@
 import bisect
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +44,26 @@ def as_input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
     except kinds as error:
         # Arrow and gzip raise OSError without errno for content that they cannot read.
         system = isinstance(error, OSError) and error.errno is not None
-        passing = isinstance(error, MemoryError | pa.ArrowCancelled)
+        passing = isinstance(
+            error, MemoryError | pa.ArrowCancelled | ConnectionError | TimeoutError
+        )
         if passing or (system and not isinstance(error, FileNotFoundError)):
             raise
         raise InputError(f"{message} ({error}).") from error
 
 
-def write_reviews(batches: Iterable[pa.RecordBatch], path: Path) -> int:
+def write_reviews(
+    batches: Iterable[pa.RecordBatch],
+    path: Path,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> int:
     """Writes reviews as Parquet; the same batches give the same bytes.
 
     Args:
         batches: Reviews in the columns of `SCHEMA`; each batch becomes a row group.
         path: The file. It is replaced once all reviews are written, and stays as it was if that
             fails.
+        progress: Called with the reviews written so far, and at the end with the total.
 
     Returns:
         The number of reviews.
@@ -69,6 +76,10 @@ def write_reviews(batches: Iterable[pa.RecordBatch], path: Path) -> int:
         for batch in batches:
             writer.write_batch(batch)
             count += len(batch)
+            if progress:
+                progress(count, None)
+    if progress:
+        progress(count, count)
     return count
 
 

@@ -1,121 +1,119 @@
-"""Reviews from the user's own files: a folder of .txt files, a .jsonl, a .csv or a .parquet."""
+"""Reviews from the user's own files: .txt, .jsonl, .csv or .parquet, and folders of them."""
 
 import csv
 import gzip
 import json
-import os
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from minigpt.common.errors import InputError, missing
+from minigpt.common.errors import InputError
 from minigpt.config import CorpusConfig
-from minigpt.data import corpus, reviews
+from minigpt.data import corpus, reviews, sources
+from minigpt.data.sources import File
 
 _OTHERS = ("id", "split", "label", "rating")  # columns that may be there beside the text
 _GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 _PARQUET_ERRORS = (pa.ArrowException, OSError, UnicodeDecodeError)
 _STRINGS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 _BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
-_Rows = Iterator[tuple[int, dict[str, Any]]]  # each with its number
+_Rows = Iterator[tuple[int, dict[str, Any]]]  # each with its number in a file
+_Named = Iterator[tuple[str, dict[str, Any]]]  # each with the id that it gets if it has none
+_Table = tuple[File, Callable[[File, CorpusConfig], _Rows]]
 
 
-def read(path: Path, config: CorpusConfig) -> Iterator[pa.RecordBatch]:
+def read(url: str, config: CorpusConfig) -> Iterator[pa.RecordBatch]:
     """Reads a corpus of the user's own.
 
     Args:
-        path: A folder, whose .txt files at any depth are the reviews (id: the relative path without
-            .txt; hidden files and folders are left out); or a .jsonl, a .csv with a header, either
-            of them with .gz, or a .parquet. These have the column `config.text_column` and
-            optionally id, split, label and rating. The id of line or row 5 is `#5` where none is
-            given; one that is given and begins with `#` gets another.
+        url: A path, or an address that fsspec knows, of a folder or a file. A folder's .txt files
+            at any depth are the reviews (id: the relative path without .txt; hidden files and
+            folders are left out). A .jsonl, a .csv with a header, either of them with .gz, or a
+            .parquet has the column `config.text_column` and optionally id, split, label and rating;
+            a folder without .txt may hold any number of them. The id of line or row 5 is `#5`
+            where none is given, or `#name:5` in a folder; one that is given and begins with `#`
+            gets another.
         config: What to do with bytes that are not UTF-8, and the limits.
 
     Yields:
-        Batches of `corpus.SCHEMA`: files in the order of their ids, lines and rows as they stand.
+        Batches of `corpus.SCHEMA`: files in the order of their names, lines and rows as they stand.
 
     Raises:
         InputError: There is no such corpus, it is beyond a limit, or a review is unusable.
     """
-    name = path.name.lower().removesuffix(".gz")
-    if path.is_dir():
-        rows = _folder_rows(path, config)
-    elif not path.exists():
-        raise missing("corpus.url", path)
-    elif name.endswith(".jsonl"):
-        rows = _json_rows(path, config)
-    elif name.endswith(".csv"):
-        rows = _csv_rows(path, config)
-    elif path.suffix.lower() == ".parquet":
-        rows = _parquet_rows(path, config)
+    is_folder, files = sources.find(url, "corpus.url")
+    tables = [(file, reader) for file in files if (reader := _reader(file))]
+    if is_folder and (texts := [f for f in files if f.name.lower().endswith(".txt")]):
+        rows: _Named = _text_rows(sorted(texts, key=lambda file: file.name[:-4]), config)
+    elif is_folder:
+        rows = _folder_rows(tables, config)
+    elif tables:
+        rows = ((f"#{number}", row) for number, row in tables[0][1](files[0], config))
     else:
         raise InputError(
-            f"corpus.url: {path} is not a folder of .txt, a .jsonl, a .csv (or one of them with "
-            ".gz) or a .parquet."
+            f"corpus.url: {files[0]} is not a folder, a .jsonl, a .csv (or one of them with .gz) "
+            "or a .parquet."
         )
-    yield from reviews.batches(path, _reviews(path, rows, config))
+    yield from reviews.batches(url, _reviews(url, rows, config))
 
 
-def _reviews(path: Path, rows: _Rows, config: CorpusConfig) -> Iterator[dict[str, Any]]:
+def _reader(file: File) -> Callable[[File, CorpusConfig], _Rows] | None:
+    """Returns what reads the rows of a file; None: nothing does."""
+    name = file.name.lower()
+    if name.endswith(".parquet"):
+        return _parquet_rows
+    name = name.removesuffix(".gz")
+    return _json_rows if name.endswith(".jsonl") else _csv_rows if name.endswith(".csv") else None
+
+
+def _reviews(url: str, rows: _Named, config: CorpusConfig) -> Iterator[dict[str, Any]]:
     size = 0
-    for count, (number, row) in enumerate(rows, start=1):
+    for count, (default, row) in enumerate(rows, start=1):
         review = {name: row.get(name) for name in _OTHERS}
-        review["id"] = _id(review["id"], number)
-        text, where = row.get(config.text_column), f"{path}: review {review['id']!r}"
+        review["id"] = _id(review["id"], default)
+        text, where = row.get(config.text_column), f"{url}: review {review['id']!r}"
         if not isinstance(text, str | bytes):
             raise InputError(f"{where} has no text in {config.text_column!r} (corpus.text_column).")
         if isinstance(text, str):  # JSON can escape half of a surrogate pair
             text = text.encode("utf-8", "surrogatepass")
         size += len(text)
-        reviews.check_limits(config, path, size=size, members=count)
+        reviews.check_limits(config, url, size=size, members=count)
         review["text"] = reviews.decode_review(text, where, config)
         yield review
 
 
-def _id(given: Any, number: int) -> str:
+def _id(given: Any, default: str) -> str:
     """Returns the id of a row; no given one can be the number of another row."""
     if given is None or given == "" or given != given:  # NaN, which is how pandas leaves a gap
-        return f"#{number}"
+        return default
     name = given if isinstance(given, str) else str(reviews.as_text(given))
     return f"#{name}" if name.startswith("#") else name
 
 
-def _folder_rows(path: Path, config: CorpusConfig) -> _Rows:
-    found: list[tuple[str, Path]] = []
-    for folder, folders, names in os.walk(path, onerror=_fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        texts = [
-            Path(folder, name)
-            for name in names
-            if name.lower().endswith(".txt") and not name.startswith(".")
-        ]
-        found += [(_name(text.relative_to(path))[:-4], text) for text in texts]
-    for number, (name, text) in enumerate(sorted(found)):
-        if text.is_file():
-            reviews.check_size(text, text.stat().st_size)
-            yield number, {"id": name, config.text_column: text.read_bytes()}
+def _text_rows(files: Sequence[File], config: CorpusConfig) -> _Named:
+    for file in files:
+        reviews.check_size(file, file.size())
+        with file.open() as opened:
+            yield "", {"id": file.name[:-4], config.text_column: opened.read()}
 
 
-def _name(path: Path) -> str:
-    """Returns a path as text in UTF-8, whatever the locale says."""
-    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
+def _folder_rows(tables: Sequence[_Table], config: CorpusConfig) -> _Named:
+    for file, reader in tables:
+        for number, row in reader(file, config):
+            yield f"#{file.name}:{number}", row
 
 
-def _fail(error: OSError) -> NoReturn:
-    raise error
-
-
-def _lines(path: Path, config: CorpusConfig) -> Iterator[tuple[str, str]]:
+def _lines(path: File, config: CorpusConfig) -> Iterator[tuple[str, str]]:
     r"""Yields the place and the text of each line of a file; nothing but `\n` ends one."""
-    packed = path.stat().st_size if path.suffix.lower() == ".gz" else None
+    packed = path.size() if path.name.lower().endswith(".gz") else None
     unpacked = 0
     with (
         corpus.as_input_error(f"{path} is not a whole gzip file", *_GZIP_ERRORS),
-        path.open("rb") if packed is None else gzip.open(path) as file,
+        path.open() as opened,
+        opened if packed is None else gzip.open(opened) as file,
     ):
         lines = iter(lambda: file.readline(reviews.MAX_REVIEW_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
@@ -126,7 +124,7 @@ def _lines(path: Path, config: CorpusConfig) -> Iterator[tuple[str, str]]:
             yield where, reviews.decode(line, where, config.undecodable)
 
 
-def _json_rows(path: Path, config: CorpusConfig) -> _Rows:
+def _json_rows(path: File, config: CorpusConfig) -> _Rows:
     for number, (where, line) in enumerate(_lines(path, config), start=1):
         if not line.strip():
             continue
@@ -139,7 +137,7 @@ def _json_rows(path: Path, config: CorpusConfig) -> _Rows:
         yield number, row
 
 
-def _csv_rows(path: Path, config: CorpusConfig) -> _Rows:
+def _csv_rows(path: File, config: CorpusConfig) -> _Rows:
     csv.field_size_limit(max(csv.field_size_limit(), reviews.MAX_REVIEW_BYTES))
     reader = csv.reader((line for _, line in _lines(path, config)), strict=True)
     rows = filter(None, reader)  # no empty lines
@@ -158,10 +156,11 @@ def _csv_rows(path: Path, config: CorpusConfig) -> _Rows:
         raise InputError(f"{path}: line {reader.line_num} is not CSV: {error}.") from error
 
 
-def _parquet_rows(path: Path, config: CorpusConfig) -> _Rows:
+def _parquet_rows(path: File, config: CorpusConfig) -> _Rows:
     with (
         corpus.as_input_error(f"{path} cannot be read as Parquet", *_PARQUET_ERRORS),
-        pq.ParquetFile(path) as file,
+        path.open() as opened,
+        pq.ParquetFile(opened) as file,
     ):
         wanted = _check_columns(path, file.schema_arrow.names, config)
         _check_is_text(path, file.schema_arrow.field(config.text_column))
@@ -172,7 +171,7 @@ def _parquet_rows(path: Path, config: CorpusConfig) -> _Rows:
                 yield (number := number + 1), dict(zip(wanted, cells, strict=True))
 
 
-def _check_is_text(path: Path, column: pa.Field) -> None:
+def _check_is_text(path: File, column: pa.Field) -> None:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not pa.types.is_null(kind) and not any(is_kind(kind) for is_kind in (*_STRINGS, *_BYTES)):
         raise InputError(
@@ -199,7 +198,7 @@ def _value(cell: pa.Scalar) -> Any:
         return None
 
 
-def _check_columns(path: Path, names: Sequence[str], config: CorpusConfig) -> list[str]:
+def _check_columns(path: File, names: Sequence[str], config: CorpusConfig) -> list[str]:
     """Returns the columns to read.
 
     Raises:

@@ -3,7 +3,6 @@
 import codecs
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -45,7 +44,7 @@ def check_limits(config: CorpusConfig, where: object, *, size: int = 0, members:
             )
 
 
-def check_unpacked(config: CorpusConfig, path: Path, packed: int, unpacked: int) -> None:
+def check_unpacked(config: CorpusConfig, path: object, packed: int, unpacked: int) -> None:
     """Raises InputError if a compressed file unpacks to more than the configuration allows.
 
     Args:
@@ -141,7 +140,7 @@ def _wide_encoding(data: bytes) -> str | None:
     return None
 
 
-def batches(source: Path, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
+def batches(source: object, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.RecordBatch]:
     """Yields reviews in batches of `corpus.SCHEMA`.
 
     Args:
@@ -169,7 +168,7 @@ def batches(source: Path, reviews: Iterable[dict[str, Any]]) -> Iterator[pa.Reco
         raise InputError(f"{source} holds no reviews.")
 
 
-def _batch(source: Path, reviews: list[dict[str, Any]]) -> pa.RecordBatch:
+def _batch(source: object, reviews: list[dict[str, Any]]) -> pa.RecordBatch:
     columns = {name: [review[name] for review in reviews] for name in corpus.SCHEMA.names}
     columns["split"] = [as_text(value) or "" for value in columns["split"]]
     columns["label"] = [as_text(value) for value in columns["label"]]

@@ -22,6 +22,6 @@ def run() -> None:
         log.info("reading %s", path)
         reviews = archive.read(path, settings, paths.REVIEWS.parent)
     else:
-        reviews = own_files.read(download.local_path(settings.url), settings)
-    count = corpus.write_reviews(reviews, paths.REVIEWS)
+        reviews = own_files.read(settings.url, settings)
+    count = corpus.write_reviews(reviews, paths.REVIEWS, progress.bar("reviews", "reviews"))
     log.info("%s reviews in %s", f"{count:,}", paths.REVIEWS)
