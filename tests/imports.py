@@ -23,15 +23,15 @@ def imports(module: str) -> set[str]:
     return {name for name in found if name in MODULES}
 
 
-def with_everything_imported(*modules: str) -> set[str]:
-    """Modules and all that they import, directly or not.
+def with_everything_imported(*modules: str, but: str = "") -> set[str]:
+    """Modules and all that they import, directly or not, but through a package that is left out.
 
     The package itself imports the network only where Keras is loaded, for exported files.
     """
     waiting, seen = list(modules), set[str]()
     while waiting:
         module = waiting.pop()
-        if module not in seen:
+        if module not in seen and not (but and f"{module}.".startswith(f"{but}.")):
             seen.add(module)
             waiting += imports(module) if module != "minigpt" else []
             waiting += [module.rpartition(".")[0]] if "." in module else []

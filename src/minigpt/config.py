@@ -185,6 +185,11 @@ class SequencesConfig(Section):
     shards: int = Field(default=8, ge=1, le=10_000)
     """TFRecord files of the training split."""
 
+    @property
+    def has_text(self) -> bool:
+        """Whether the validation split has its whole text, which gives bits per byte a meaning."""
+        return self.policy != "head" and self.validation_fraction > 0
+
 
 class ModelConfig(Section):
     """The network."""

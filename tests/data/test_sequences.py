@@ -187,9 +187,9 @@ def test_shards_that_are_planned_and_written_one_by_one_are_the_same(
             )
             for shard in planned
         ]
-        assert [shard.pop("entry") for shard in written] == expected["shards"]
+        assert [entry for entry, _ in written] == expected["shards"]
         for name in ("sequences", "targets", "unknown_targets"):
-            assert sum(shard[name] for shard in written) == expected[name]
+            assert sum(numbers[name] for _, numbers in written) == expected[name]
         assert sum(count[split][0] for count in counts) == expected["reviews"]
 
 

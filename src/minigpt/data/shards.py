@@ -122,7 +122,7 @@ def write_shard(
     *,
     config: SequencesConfig,
     tokenizer: Tokenizer,
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, int]]:
     """Writes one shard of `plan`.
 
     Args:
@@ -133,7 +133,7 @@ def write_shard(
         tokenizer: The tokenizer that gave the ids.
 
     Returns:
-        Its entry in the manifest, and the numbers that `COUNTED` names, of its windows.
+        Its entry in the manifest, and the numbers that `COUNTED` names, of its windows alone.
     """
     import tensorflow as tf
 
@@ -148,7 +148,7 @@ def write_shard(
             _add(counts, part.ids, starts, stops, tokenizer.unknown)
             for record in _examples(part, starts, stops, reviews):
                 writer.write(record)
-    return {"entry": _entry(path, shard.records), **counts}
+    return _entry(path, shard.records), counts
 
 
 def _nothing_to_predict(
