@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -115,7 +116,9 @@ def test_errors_are_those_of_the_local_stage(project: Path, ray: None) -> None:
     with pytest.raises(InputError, match="no token to count in 0 texts: the corpus is empty"):
         reviews.count("words", 10)
     stored = bytearray(paths.REVIEWS.read_bytes())
-    stored[len(stored) // 2] ^= 1
+    texts = pq.read_metadata(paths.REVIEWS).row_group(2).column(4)
+    begin = texts.dictionary_page_offset or texts.data_page_offset
+    stored[begin + texts.total_compressed_size - 1] ^= 1
     paths.REVIEWS.write_bytes(stored)
     with pytest.raises(InputError, match=r"reviews.parquet is missing or damaged: `dvc repro down"):
         reviews.count("words", 10)
