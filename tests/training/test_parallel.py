@@ -1,5 +1,6 @@
 """Several devices and processes train what one trains, whoever is stopped, killed or replaced."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -150,6 +151,33 @@ def test_a_training_goes_on_with_another_number(folder: Path) -> None:
 
     assert_ended([0], train(folder, "legs"))
     assert_same(folder, "legs")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not there: `make ray`")
+def test_workers_of_ray_train_the_same_though_one_is_killed(folder: Path) -> None:
+    killed, diverges = {"happens": "SIGKILL", "step": 8}, {"happens": "NaN", "step": 0}
+    plans: dict[str, dict[str, Any]] = {
+        "ray": {"checkpoints": "ray"},
+        "killed": {"checkpoints": "ray", "rank": 1, **killed},
+        "NaN": {"checkpoints": "NaN", "rank": 1, **diverges},
+    }
+    for name, plan in plans.items():
+        (folder / f"{name}.json").write_text(json.dumps({**PLAN, **plan}))
+    code = [WORKER.parent, Path(parallel.__file__).parents[2]]
+    done = subprocess.run(
+        [sys.executable, str(WORKER.with_name("ray_workers.py"))],
+        cwd=folder,
+        env=os.environ | {"KERAS_BACKEND": "jax", "PYTHONPATH": os.pathsep.join(map(str, code))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=1200,
+    )
+    assert "worker 1 of 2 was lost" in done.stdout, done.stdout
+    assert_same(folder, "ray")
+    # What is no accident is not tried again.
+    assert done.returncode == 2 and "the loss is nan at step 1 of epoch 1" in done.stdout
 
 
 @pytest.mark.parametrize(
