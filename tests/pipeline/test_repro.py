@@ -18,12 +18,13 @@ EDITS: list[tuple[dict[str, dict[str, Any]], dict[str, set[str]]]] = [
             "vocabulary": {"max_tokens": 500},
             "sequences": {"shards": 3},
             "model": {"dropout": 0.2},
-            "train": {"learning_rate": 0.002},
+            "train": {"learning_rate": 0.002, "backend": "jax"},
             "preview": {"seed": 7},
             "sample": {"temperature": 0.5},
             "evaluate": {"ngram_order": 4},
             "gate": {"min_improvement": 0.01},
             "tracking": {"alias": "candidate"},
+            "engine": {"workers": 2},
         },
         {
             "download": {"corpus"},
@@ -156,7 +157,8 @@ def test_bits_per_byte_mean_the_same_after_an_epoch_and_in_the_evaluation(
 ) -> None:
     kept, evaluated = finished.json("reports/train.json"), finished.json("reports/evaluation.json")
     for ours, theirs in (("val_loss", "loss"), ("val_bits_per_byte", "bits_per_byte")):
-        assert kept[ours] == pytest.approx(evaluated[theirs], rel=1e-3)
+        # The windows of an evaluation begin with each review, those of `packed` anywhere.
+        assert kept[ours] == pytest.approx(evaluated[theirs], rel=3e-3)
     assert sum(evaluated["charged"].values()) < evaluated["bits_per_byte"]
     both = evaluated["bits_per_byte"] + evaluated["kneser_ney"]["bits_per_byte"]
     assert evaluated["mixture"]["bits_per_byte"] < both / 2  # Jensen's inequality

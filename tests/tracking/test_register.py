@@ -144,7 +144,7 @@ def test_a_champion_is_measured_on_the_reviews_of_the_evaluation(
     mask = register.corpus.is_validation(reviews["id"].combine_chunks(), 0.25)
     digest = held_out.digest(reviews.filter(pa.array(mask)))
     monkeypatch.setattr(held_out, "measure", lambda *args, **kwargs: {"bits_per_byte": 2.0})
-    monkeypatch.setattr(register, "Charges", lambda *args: None)
+    monkeypatch.setattr(register.charges, "learn", lambda *args: None)
     model = SimpleNamespace(network=None, tokenizer=None)
     assert register._measure(model, 0.25, digest) == {"bits_per_byte": 2.0}  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"other reviews than .*: run `dvc repro evaluate`"):

@@ -264,13 +264,14 @@ def _places(path: Path, sha256: str) -> Ints:
         sha256: Of the file, as another one of the same name has other places.
 
     Returns:
-        (N + 1,) where each record begins in the file, and where the last one ends.
+        (N + 1,) where each record begins in the file, and where the last one ends: not at the end
+        of the file, if it is damaged.
     """
     places, size = array("q", [0]), path.stat().st_size
     with path.open("rb") as file:
-        while places[-1] < size and len(head := file.read(8)) == 8:
-            places.append(places[-1] + _size(head))
-            file.seek(places[-1])
+        while places[-1] < size and (end := places[-1] + _size(file.read(8))) <= size:
+            places.append(end)
+            file.seek(end)
     return np.array(places)
 
 

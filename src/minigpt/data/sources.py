@@ -88,6 +88,11 @@ def _reachable(url: str, key: str) -> Iterator[None]:
 
 
 def _remote(url: str, key: str) -> tuple[bool, list[File]]:
+    if url.lower().startswith(("http:", "https:")):
+        raise InputError(
+            f"{key}={redact(url)} cannot be read: use file:///absolute/path, a plain path, or an "
+            "object store such as s3://bucket/folder; a web server does not say what it holds"
+        )
     with _reachable(url, key):
         system, root = fsspec.url_to_fs(url)
         if not system.exists(root):
