@@ -142,7 +142,12 @@ def test_two_searchers_share_a_study_and_one_is_killed(
     names = {f"rates-{trial.number:04d}" for trial in done}
     assert set(project.dvc("exp", "list", "--name-only").split()) == names
     _, children = runs_of_trials(project)
-    assert names <= {child.data.tags["dvc.exp"] for child in children}
+    shown = {child.data.tags["dvc.exp"] for child in children}
+    # If the killed one had trained to its end, the one that repeats it restores that training, and
+    # has its MLflow run.
+    assert names <= shown or (
+        names - shown == {f"rates-{again.number:04d}"} and f"rates-{dead.number:04d}" in shown
+    )
 
 
 def test_ctrl_c_stops_the_trials_and_the_next_search_starts_them_again(project: Project) -> None:
