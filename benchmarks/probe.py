@@ -25,7 +25,7 @@ from benchmarks.measure import PROJECT, SHARED
 from minigpt import composition, config
 from minigpt.common import backend, paths
 from minigpt.data import corpus, sequences, tokenizer
-from minigpt.training import fit
+from minigpt.training import fit, setup
 
 backend.choose()
 with backend.silenced():
@@ -94,8 +94,6 @@ def training(
     chosen: config.Config, folder: Path
 ) -> tuple[fit.LossModel, Callable[[int], Any], int]:
     """Returns a compiled model, its data by the epoch (from 0), and the steps of an epoch."""
-    from minigpt.stages import train as stage
-
     words = tokenizer.load(folder / paths.TOKENIZER)
     size, seed = chosen.train.batch_size, chosen.train.seed
 
@@ -103,8 +101,8 @@ def training(
         return sequences.dataset(folder / paths.SEQUENCES, "train", size, seed=seed, epoch=epoch)
 
     steps = int(of_epoch(0).cardinality().numpy())
-    network = stage.make_network(chosen, words)
-    return stage.make_trainer(network, words, chosen.train, steps), of_epoch, steps
+    network = setup.make_network(chosen, len(words))
+    return setup.make_trainer(network, words, chosen.train, steps), of_epoch, steps
 
 
 class ProcessorTime(keras.callbacks.Callback):

@@ -66,11 +66,11 @@ def scores(settings: list[str], options: Options, parts: int) -> Iterator[Score]
     """
     chosen = probe.compose(settings)
     folder = probe.prepared(chosen, options.archive, TOKENS)
-    reviews = corpus.read_reviews(folder / paths.REVIEWS, ["id", "text"])
-    mask = corpus.is_validation(reviews["id"], chosen.sequences.validation_fraction)
-    prefixes = held_out.prefixes(reviews["text"].filter(pa.array(mask)).combine_chunks())
+    table, fraction = folder / paths.REVIEWS, chosen.sequences.validation_fraction
+    kept = pa.chunked_array(corpus.texts(table, fraction, held_out=True), pa.string())
+    prefixes = held_out.prefixes(kept)
     words = tokenizer.load(folder / paths.TOKENIZER)
-    learned = charges.learn([reviews["text"].filter(pa.array(~mask))], words)
+    learned = charges.learn(corpus.texts(table, fraction), words)
     trainer, of_epoch, steps = probe.training(chosen, folder)
     timed = probe.ProcessorTime()
     part = -(-steps // parts)

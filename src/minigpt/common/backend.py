@@ -14,6 +14,7 @@ from typing import NoReturn
 from minigpt.common.errors import InputError
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+PROCESS = "KERAS_DISTRIBUTION_PROCESS_ID"  # among those that train together, from 0
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
@@ -62,7 +63,7 @@ def pin() -> None:
 
 def is_main() -> bool:
     """Tells whether this process writes files: the only one of a training, or its first."""
-    return os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "") in {"", "0"}
+    return os.environ.get(PROCESS, "") in {"", "0"}
 
 
 def leave(code: int) -> NoReturn:

@@ -5,7 +5,6 @@ import importlib
 import logging
 import os
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -193,12 +192,14 @@ def _work(task: dict[str, Any]) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     with backend.silenced(), backend.without_the_unused():
-        from minigpt.training.parallel import Place
+        from minigpt.training import parallel
 
         function = getattr(importlib.import_module(task["module"]), task["function"])
     # Ray's own set-up for JAX leaves processors out: each worker would train alone.
-    address = broadcast_from_rank_zero(_free_address() if rank == 0 else None)
-    function(Place(rank, world, address) if world > 1 else None, stop)
+    address = broadcast_from_rank_zero(
+        parallel.free_address(ray.util.get_node_ip_address()) if rank == 0 else None
+    )
+    function(parallel.Place(rank, world, address) if world > 1 else None, stop)
 
 
 class _Relayed(logging.Handler):
@@ -212,9 +213,3 @@ class _Relayed(logging.Handler):
         """Sends a record."""
         if not record.name.startswith("ray"):
             self.line.say.remote(record.levelno, record.getMessage())
-
-
-def _free_address() -> str:
-    host = ray.util.get_node_ip_address()
-    with socket.create_server((host, 0)) as server:
-        return f"{host}:{server.getsockname()[1]}"

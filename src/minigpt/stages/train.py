@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow  # for tf.data on every backend
+import tensorflow  # noqa: F401 - for tf.data; imported here, while the stage runner silences it
 import yaml
 
 from minigpt import config
@@ -28,7 +28,7 @@ from minigpt.model import directory
 from minigpt.model.network import MiniGPT
 from minigpt.tracking import gate, origin
 from minigpt.tracking.mirror import Mirror
-from minigpt.training import fit, optimizers, parallel
+from minigpt.training import fit, parallel, setup
 from minigpt.training.checkpoints import Checkpoints, best_epoch
 
 log = logging.getLogger(__name__)
@@ -87,15 +87,15 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
-    network = make_network(settings, words)
+    network = setup.make_network(settings, len(words))
     writer = network
     if world.devices > 1:
         with parallel.alone():
-            writer = make_network(settings, words)
+            writer = setup.make_network(settings, len(words))
     generator = Generator(writer, words)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
         generator.check(prompts.encode(words, texts))
-    trainer = make_trainer(network, words, settings.train, steps, world.devices)
+    trainer = setup.make_trainer(network, words, settings.train, steps, world.devices)
     training = _identity(settings, manifest, network)
     checkpoints = world.main_first(
         lambda: Checkpoints(
@@ -250,44 +250,6 @@ def _way_on(folder: Path) -> str:
     if paths.is_copy(folder):
         return "it goes with this copy of the project: another `dvc exp run` trains from the start"
     return "`dvc repro` resumes from it"
-
-
-def make_network(settings: config.Config, words: tokenizer.Tokenizer) -> MiniGPT:
-    """Makes the network of a configuration, with new weights."""
-    chosen = settings.model
-    policy: str = chosen.dtype_policy
-    if policy == "auto":
-        policy = optimizers.choose_dtype_policy()
-    size = chosen.vocabulary_size or len(words)
-    keras.utils.set_random_seed(settings.train.seed)
-    return MiniGPT(
-        chosen.model_copy(update={"dtype_policy": policy, "vocabulary_size": size}), name="minigpt"
-    )
-
-
-def make_trainer(
-    network: MiniGPT,
-    words: tokenizer.Tokenizer,
-    train: config.TrainConfig,
-    steps: int,
-    devices: int = 1,
-) -> fit.LossModel:
-    """Wraps a network for a training of `train.epochs` times `steps` on some devices."""
-    # On JAX, Keras without jit_compile runs each operation by itself, 25 times slower.
-    jit_compile = train.jit_compile or keras.backend.backend() == "jax"
-    if not jit_compile:  # with XLA, TensorFlow would silently leave this out
-        tensorflow.config.experimental.enable_op_determinism()
-    trainer = fit.LossModel(
-        network,
-        padded=train.loss == "padded",
-        batch_size=-(-train.batch_size // devices),
-        padding=words.padding,
-        unknown=words.unknown,
-        separator=words.separator,
-    )
-    optimizer = optimizers.make(train, total_steps=train.epochs * steps)
-    trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
-    return trainer
 
 
 def _identity(settings: config.Config, manifest: dict[str, Any], network: MiniGPT) -> str:

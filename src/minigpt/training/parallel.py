@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import keras
 import numpy as np
 
+from minigpt.common import backend
 from minigpt.common.errors import InputError
 
 T = TypeVar("T")
@@ -34,7 +35,7 @@ _LOST = re.compile("Gloo|NCCL|coordination service")
 
 ADDRESSES = "KERAS_DISTRIBUTION_JOB_ADDRESSES"
 PROCESSES = "KERAS_DISTRIBUTION_NUM_PROCESSES"
-PROCESS = "KERAS_DISTRIBUTION_PROCESS_ID"
+PROCESS = backend.PROCESS
 
 
 class Place(NamedTuple):
@@ -216,6 +217,12 @@ def joined(place: Place | None) -> Iterator[World]:
         jax.distributed.shutdown()
 
 
+def free_address(host: str) -> str:
+    """Returns host:port with a port that nobody listens on, for a `Place`."""
+    with socket.create_server((host, 0)) as server:
+        return f"{host}:{server.getsockname()[1]}"
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Keeps what Keras makes within on one device of this process."""
@@ -242,7 +249,7 @@ def launched(processes: int, command: Sequence[str], logs: Path) -> Iterator[Wor
     Raises:
         InputError: Another process has ended, or all of them would use the same GPUs.
     """
-    address = f"127.0.0.1:{_free_port()}"
+    address = free_address("127.0.0.1")
     logs.mkdir(parents=True, exist_ok=True)
     others = [
         _Other(Place(rank, processes, address), command, logs / f"minigpt-train-{rank}.log")
@@ -329,9 +336,3 @@ def _check_devices(processes: int) -> None:
             f"engine.workers is {processes}, but one process uses all devices of this machine by "
             "itself: set engine.workers to 1"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
