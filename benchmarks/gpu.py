@@ -5,6 +5,7 @@ TensorFlow reads the shards, so `pack` writes their token windows as .npy files 
 
 import json
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -18,8 +19,7 @@ from benchmarks.measure import median, timed
 from minigpt import config
 from minigpt.common import files, paths
 from minigpt.data import sequences, tokenizer
-from minigpt.model.network import MiniGPT
-from minigpt.training import fit, optimizers
+from minigpt.training import setup
 
 FOLDER = Path(".gpu")
 DTYPE = "mixed_bfloat16"
@@ -28,7 +28,7 @@ EPOCH_S = 20 if script.TINY else 240  # then an epoch is stopped; its speed is w
 
 
 def pack() -> None:
-    """Writes the token windows of data/sequences/, and what the loss has to know of the tokens."""
+    """Writes the token windows of data/sequences/, and copies the tokenizer."""
     words = tokenizer.load(paths.TOKENIZER)
     sequences.verify(paths.SEQUENCES, words)
     dtype = "uint16" if len(words) <= 2**16 else "int32"
@@ -36,8 +36,7 @@ def pack() -> None:
         batches = sequences.dataset(paths.SEQUENCES, split, 4096, seed=None)
         rows = [np.concatenate([x, y[:, -1:]], axis=1).astype(dtype) for x, y in batches]
         np.save(FOLDER / f"{split}.npy", np.concatenate(rows))
-    ids = {name: getattr(words, name) for name in ("padding", "unknown", "separator")}
-    files.write_json(FOLDER / "tokens.json", {"vocabulary_size": len(words), "ids": ids})
+    shutil.copytree(paths.TOKENIZER, FOLDER / paths.TOKENIZER.name)
 
 
 def main() -> None:
@@ -110,17 +109,13 @@ class _Clock(keras.callbacks.Callback):
 def epoch(peak: float) -> dict[str, Any]:
     """An epoch of the training that resolved.yaml describes, and its held-out loss."""
     settings = config.load(paths.RESOLVED)
-    train, ids = settings.train, files.read_json(FOLDER / "tokens.json")
-    size = {"vocabulary_size": settings.model.vocabulary_size or ids["vocabulary_size"]}
-    keras.utils.set_random_seed(train.seed)
-    network = MiniGPT(settings.model.model_copy(update={**size, "dtype_policy": DTYPE}))
-    model = fit.LossModel(
-        network, padded=train.loss == "padded", batch_size=train.batch_size, **ids["ids"]
-    )
+    network = settings.model.model_copy(update={"dtype_policy": DTYPE})
+    settings = settings.model_copy(update={"model": network})
+    train, words = settings.train, tokenizer.load(FOLDER / paths.TOKENIZER.name)
     x, y = _windows("train")
     steps = len(x) // train.batch_size
     x, y = (tokens[: steps * train.batch_size] for tokens in (x, y))  # another shape compiles anew
-    model.compile(optimizer=optimizers.make(train, train.epochs * steps), jit_compile=True)
+    model = setup.make_trainer(setup.make_network(settings, len(words)), words, train, steps)
     clock = _Clock()
     model.fit(x, y, batch_size=train.batch_size, verbose=0, callbacks=[clock])
     done, seconds = len(clock.ends), clock.ends[-1] - clock.ends[0]

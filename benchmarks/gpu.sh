@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # A step, a prompt and an epoch on a GPU whose machine has JAX, but neither Keras, TensorFlow nor a network.
-#   benchmarks/gpu.sh pack [3.12]   here, after `dvc repro sequences`: wheels for its Python, and token
-#                                   windows, into .gpu/ (some 32 MB), which is to be carried along
+#   benchmarks/gpu.sh pack [3.12]   here, after `dvc repro sequences`: wheels for its Python, the
+#                                   tokenizer and token windows, into .gpu/ (some 32 MB), to carry along
 #   benchmarks/gpu.sh               there: at most 8 minutes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 if [ "${1:-}" = pack ]; then
   rm -rf .gpu && mkdir .gpu
-  for name in keras namex optree omegaconf antlr4-python3-runtime pydantic pydantic-core annotated-types \
+  for name in keras namex optree packaging omegaconf antlr4-python3-runtime pydantic pydantic-core annotated-types \
     typing-extensions typing-inspection; do
     wanted=$(grep -o "^$name==[^ ;]*" requirements.lock)
     # One of them is published as source only; it is plain Python.

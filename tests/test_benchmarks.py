@@ -2,15 +2,19 @@
 
 import functools
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+import yaml
 
-from minigpt.common import backend
+from minigpt.common import backend, paths
 
 SIDES = """
 import time
@@ -127,3 +131,38 @@ def test_the_speedrun_scores_models_in_training(
     first, second = speedrun.scores(small, options, parts=2)
     assert first.steps < second.steps and first.processor_s < second.processor_s
     assert first.bits_per_byte > second.bits_per_byte > 1
+
+
+@pytest.mark.slow
+def test_a_gpu_without_tensorflow(
+    training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import gpu, measure
+    from minigpt.config import SequencesConfig
+    from minigpt.data import cutting, shards, tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    settings = yaml.safe_load((measure.PROJECT / paths.RESOLVED).read_text(encoding="utf-8"))
+    settings["train"] |= {"batch_size": 4, "epochs": 1, "warmup_steps": 1}
+    settings["model"] |= {"embed_dim": 16, "num_heads": 2, "key_dim": 8, "feed_forward_dim": 16}
+    paths.RESOLVED.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    words = tokenizer.WordTokenizer(("", "[UNK]", *"abcdefgh"), "spaced")
+    words.save(paths.TOKENIZER)
+    config = SequencesConfig(policy="head", length=8, validation_fraction=0.2, shards=1)
+    ids = np.random.default_rng(0).integers(2, len(words), 40 * 9).astype("int32")
+    reviews = cutting.Encoded(
+        pa.array(map(str, range(40))), ids, np.arange(0, len(ids) + 1, 9), np.arange(40) < 10
+    )
+    shards.write(paths.SEQUENCES, [reviews], config=config, tokenizer=words)
+    gpu.FOLDER.mkdir()
+    gpu.pack()
+    for folder in (paths.TOKENIZER, paths.SEQUENCES):
+        folder.rename(tmp_path / folder.name)  # only .gpu/ is carried along
+    code = "import sys; sys.modules['tensorflow'] = None; from benchmarks import gpu; gpu.main()"
+    own = {"BENCHMARKS_TINY": "1", "KERAS_BACKEND": "jax", "OUT": str(tmp_path)}
+    own["PYTHONPATH"] = os.pathsep.join([str(measure.PROJECT), str(measure.PROJECT / "src")])
+    subprocess.run([sys.executable, "-c", code], env=os.environ | own, check=True)
+    found = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert len(found["step"]["seconds"]) == len(found["one"]["tokens_per_s"]) == gpu.ROUNDS
+    assert found["epoch"]["steps"] == found["epoch"]["of"] == 7
+    assert 1 < found["epoch"]["val_loss"] < 4  # log(10) is a guess
