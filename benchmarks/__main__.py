@@ -81,13 +81,14 @@ ROWS = {
     "nothing": Row("dvc repro with nothing to do", "data.nothing"),
     "device": Row("share of the device's peak in a step", "training.device", ""),
     "seed": Row("restated script's step", "training.seed", "s", None, None, "the script itself"),
-    "scale": Row("time a review, 16x the corpus to 1x", "data.scale", ""),
+    "engine": Row("vocab, sequences and an epoch of the sample", "engine.overhead", peer="Ray"),
+    "scale": Row("time a review, 16x the corpus to 1x", "engine.scale", ""),
     "losses": Row("losses of experiment=seed", "training.losses", "nats"),
     "speedrun": Row(
         "training to the published recipe's best", "speedrun.speedrun", "s", 6, 12, "its recipe"
     ),
 }
-ASKED_FOR = ("scale", "losses", "speedrun")  # these take many minutes
+ASKED_FOR = ("engine", "scale", "losses", "speedrun")  # these take many minutes
 
 
 def main() -> None:

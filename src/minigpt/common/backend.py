@@ -118,6 +118,12 @@ def importing(interrupted: str) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def import_tensorflow() -> None:
+    """Imports TensorFlow where only some of a stage's processes need it."""
+    with silenced(), without_the_unused():
+        import tensorflow  # noqa: F401
+
+
 @contextlib.contextmanager
 def silenced() -> Iterator[int]:
     """Drops what is written to stderr; yields a descriptor that still reaches it.

@@ -308,8 +308,8 @@ def _write(
     config: SequencesConfig,
     words: Tokenizer,
 ) -> tuple[dict[str, Any], dict[str, int]]:
-    with backend.silenced():
-        import tensorflow  # noqa: F401
+    backend.choose()
+    backend.import_tensorflow()
     batches = corpus.read_batches(path, ["id", "text"], range(*shard.batches))
     encoded = cutting.encode(batches, words, config.validation_fraction)
     return shards.write_shard(folder, shard, encoded, config=config, tokenizer=words)

@@ -3,10 +3,8 @@
 import logging
 from typing import Any
 
-import tensorflow  # noqa: F401 - imported here, while the stage runner silences it
-
 from minigpt import config
-from minigpt.common import paths, progress
+from minigpt.common import backend, paths, progress
 from minigpt.config import SequencesConfig
 from minigpt.data import corpus, cutting, shards, tokenizer
 from minigpt.data.tokenizer import Tokenizer
@@ -37,6 +35,7 @@ def run() -> None:
 
 
 def _write(chosen: SequencesConfig, encoder: Tokenizer) -> dict[str, Any]:
+    backend.import_tensorflow()
     text, fraction = None, chosen.validation_fraction
     if chosen.has_text:
         bar = progress.bar("sequences: charges", "reviews")
