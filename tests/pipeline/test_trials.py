@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,17 @@ def test_every_trial_is_an_experiment_and_a_run_under_one_parent(project: Projec
     assert "low: 0.002" in project.run("git", "show", f"{ref.strip()}:conf/search.yaml")
 
 
-def test_a_hopeless_trial_is_stopped_after_an_epoch(project: Project) -> None:
+@pytest.mark.parametrize(
+    "engine",
+    [
+        "+engine.workers=2",
+        pytest.param(
+            "groups.engine=ray",
+            marks=pytest.mark.skipif(not find_spec("ray"), reason="Ray is not there: `make ray`"),
+        ),
+    ],
+)
+def test_a_hopeless_trial_is_stopped_after_an_epoch(project: Project, engine: str) -> None:
     space = "space: {train.learning_rate: {low: 0.00000001, high: 0.0000001}}\n"
     prune = "prune: {column: val_loss, startup_trials: 1, warmup_epochs: 0}\n"
     (project / "conf/search.yaml").write_text(METRIC + space + prune)
@@ -110,12 +121,14 @@ def test_a_hopeless_trial_is_stopped_after_an_epoch(project: Project) -> None:
     planned = optuna.create_study(study_name="rates", storage=address)
     losses = dict.fromkeys(range(1, 1001), 0.1)
     planned.add_trial(optuna.create_trial(value=0.1, intermediate_values=losses))
-    printed = search(project, 2, "-S", "train.epochs=1000", "-S", "+train.early_stopping=0")
+    endless = ("train.epochs=1000", "+train.early_stopping=0", "train.backend=jax", engine)
+    printed = search(project, 2, *(part for setting in endless for part in ("-S", setting)))
     assert "rates-0001: pruned after epoch" in printed
     assert "best of 2 (1 pruned): rates-0000, bits_per_byte 0.1000" in printed
     assert study(address).trials[1].state.name == "PRUNED"
     _, (child,) = runs_of_trials(project)
     assert child.info.status == "KILLED" and child.data.metrics["val_loss"] > 0.1
+    assert child.data.params["run.processes"] == "2"
     assert not copies(project) and not project.dvc("exp", "list", "--name-only").split()
 
 
