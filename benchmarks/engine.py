@@ -90,7 +90,8 @@ def scale(options: Options) -> Result:
             if digests[0] != digests[-1]:
                 raise NotMeasuredError("Ray's workers left other bytes than the local stages")
     whole = np.sum([found[stage]["seconds"] for stage in STAGES], axis=0)
-    return Result([float(whole[-1] / whole[0] / FACTORS[-1])], facts={"factors": FACTORS, **found})
+    facts = {"factors": FACTORS, "every": options.every, **found}
+    return Result([float(whole[-1] / whole[0] / FACTORS[-1])], facts=facts)
 
 
 def _stage(stage: str, project: Path) -> dict[str, float]:
@@ -102,6 +103,7 @@ def _stage(stage: str, project: Path) -> dict[str, float]:
     """
     command = [sys.executable, "-m", "minigpt.stages", stage]
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+    del env["KERAS_BACKEND"]  # this process's own
     began = time.perf_counter()
     seen: dict[int, tuple[float, float, bool]] = {}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as said:
