@@ -48,7 +48,7 @@ logging: {steps: 50}
 evaluate:
   {<<: *sampling, max_tokens: 120, top_k: 0, allow_unknown: false,
    prompts: &prompts [this movie is, the acting was, i loved, what a waste of],
-   reviews: 200, ngram_order: 5}
+   reviews: 200, ngram_order: 5, sample_bytes: 100000000}
 sample: {<<: *sampling, prompts: *prompts, reviews_per_prompt: 2}
 gate: {max_perplexity: 1000.0, max_copied_run: 50.0, max_unk_share: 0.2, min_improvement: 0.005,
   promote: workspace}

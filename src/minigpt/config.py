@@ -337,6 +337,8 @@ class EvaluateConfig(SamplingConfig):
     """Reviews to write and count."""
     ngram_order: int = Field(ge=1, le=10)
     """Words in an n-gram of the baseline."""
+    sample_bytes: int = Field(default=10**8, ge=1, le=10**10)
+    """Bytes of the training texts that figures are compared with, and of the held-out ones."""
 
 
 class SampleConfig(SamplingConfig):

@@ -17,6 +17,20 @@ def test_runs() -> None:
     assert pages.runs("texts", [1, 2, 6]) == ("texts: median 2, 95th percentile 5.6, longest 6\n")
 
 
+def test_a_page_says_what_it_knows_only_a_sample_of() -> None:
+    whole = {"reviews": 5, "bytes": 50, "all_reviews": 5, "all_bytes": 50}
+    part = {"reviews": 1234, "bytes": 10, "all_reviews": 5678, "all_bytes": 99}
+    assert pages.sampled({"training": whole, "held_out": whole}) == ""
+    assert pages.sampled({"training": part, "held_out": whole}) == (
+        "Of the training reviews, the baselines, the charges and the search for copied runs know "
+        "a sample: 1,234 of 5,678, 10 of 99 bytes (evaluate.sample_bytes).\n\n"
+    )
+    assert pages.sampled({"training": part, "held_out": part}).splitlines()[1] == (
+        "Of the held-out reviews, the figures are those of a sample: 1,234 of 5,678, 10 of 99 "
+        "bytes (evaluate.sample_bytes)."
+    )
+
+
 def test_the_table_of_losses_has_each_model() -> None:
     row = {"loss": 1.0, "perplexity": 2.0, "bits_per_byte": 3.0}
     numbers = {

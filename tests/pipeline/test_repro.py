@@ -164,6 +164,25 @@ def test_bits_per_byte_mean_the_same_after_an_epoch_and_in_the_evaluation(
     assert evaluated["mixture"]["bits_per_byte"] < both / 2  # Jensen's inequality
 
 
+@pytest.mark.slow
+def test_a_larger_corpus_is_measured_on_a_stated_sample(project: Project) -> None:
+    whole = project.json("reports/evaluation.json")
+    printed = project.dvc("exp", "run", "-S", "+evaluate.sample_bytes=1000", "register")
+    assert ran(printed) == ["compose", "evaluate", "register"]
+    numbers = project.json("reports/evaluation.json")
+    for part in ("training", "held_out"):
+        assert whole[part]["bytes"] == whole[part]["all_bytes"] == numbers[part]["all_bytes"]
+        assert 1000 <= numbers[part]["bytes"] < numbers[part]["all_bytes"]
+    assert numbers["loss"] != whole["loss"]
+    assert numbers["kneser_ney"]["loss"] > whole["kneser_ney"]["loss"]
+    for page in ("evaluation.txt", "model_card.md"):
+        assert "(evaluate.sample_bytes)" in (project / f"reports/{page}").read_text()
+    # The champion, the same model, is measured on the same sample.
+    gate = project.json("reports/gate.json")
+    assert gate["champion"]["measured"] == "again"
+    assert gate["champion"]["bits_per_byte"] == pytest.approx(numbers["bits_per_byte"])
+
+
 @pytest.mark.slow  # trains again
 def test_a_retraining_to_equal_bytes_reruns_nothing_after_it(project: Project) -> None:
     before, known = project.json("reports/run.json"), len(project.runs())

@@ -16,7 +16,8 @@ EVALUATION: dict[str, Any] = {
     "perplexity": 85.8,
     "unigram": {"loss": 6.4, "bits_per_byte": 2.4, "perplexity": 601.8},
     "kneser_ney": {"loss": 5.1, "bits_per_byte": 1.9},
-    "held_out": {"reviews": 1250, "targets": 300_000},
+    "training": {"reviews": 90, "bytes": 900, "all_reviews": 100, "all_bytes": 1000},
+    "held_out": {"reviews": 1250, "all_reviews": 1250, "targets": 300_000},
     "samples": {"reviews": 200, "copied_run_p95": 9.0},
 }
 PROVENANCE = {"commit": "f" * 40, "data/reviews.parquet": MD5["reviews"]}
@@ -42,6 +43,7 @@ def test_a_card_says_what_it_is_where_from_how_good_and_how_to_use_it(tmp_path: 
     assert "| nats per token | 4.4521 | 6.4000 | 5.1000 |" in text
     assert "| perplexity | 85.8000 | 601.8000 | - |" in text
     assert "1,250 held-out reviews (300,000 tokens)" in text
+    assert "a sample: 90 of 100, 900 of 1,000 bytes" in text
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) == 3
     compile(code, "card", "exec")
@@ -52,7 +54,8 @@ def test_a_card_says_what_it_is_where_from_how_good_and_how_to_use_it(tmp_path: 
 
 
 def test_a_card_of_a_model_without_held_out_reviews_or_without_a_version(tmp_path: Path) -> None:
-    evaluation = {"held_out": {"reviews": 0}, "samples": EVALUATION["samples"]}
+    read = {"reviews": 0, "all_reviews": 0}
+    evaluation = {"training": read, "held_out": read, "samples": EVALUATION["samples"]}
     text = card(tmp_path, evaluation, version=None)
     assert text.startswith("# mini, not registered\n")
     assert "No reviews were held out" in text

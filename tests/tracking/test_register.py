@@ -20,12 +20,13 @@ from minigpt.tracking import champion, gate, store
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 
-MEASURED = {"reviews": 1, "targets": 9, "digest": "d", "learned": "e"}
+MEASURED = {"reviews": 1, "all_reviews": 1, "targets": 9, "digest": "d", "learned": "e"}
 EVALUATION: dict[str, Any] = {
     "measure": held_out.MEASURE,
     "loss": 4.5,
     "bits_per_byte": 1.7,
     "perplexity": 90.0,
+    "training": {"reviews": 9, "all_reviews": 9},
     "held_out": MEASURED,
     "samples": {"reviews": 8, "copied_run_p95": 3.0},
 }
@@ -146,6 +147,6 @@ def test_a_champion_is_measured_on_the_reviews_of_the_evaluation(
     monkeypatch.setattr(held_out, "measure", lambda *args, **kwargs: {"bits_per_byte": 2.0})
     monkeypatch.setattr(register.charges, "learn", lambda *args: None)
     model = SimpleNamespace(network=None, tokenizer=None)
-    assert register._measure(model, 0.25, digest) == {"bits_per_byte": 2.0}  # type: ignore[arg-type]
+    assert register._measure(model, 0.25, 10**6, digest) == {"bits_per_byte": 2.0}  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"other reviews than .*: run `dvc repro evaluate`"):
-        register._measure(model, 0.5, digest)  # type: ignore[arg-type]
+        register._measure(model, 0.5, 10**6, digest)  # type: ignore[arg-type]

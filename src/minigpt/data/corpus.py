@@ -1,13 +1,14 @@
 """The corpus: one table of reviews, stored as Parquet, and its split into training and held out."""
 
-import bisect
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from minigpt.common import files
@@ -157,73 +158,93 @@ def texts(
         yield batch["text"].filter(pa.array(is_held_out == held_out))
 
 
-def sample(path: Path, fraction: float, most_bytes: int) -> list[str]:
-    """Draws reviews that are not held out, by a hash of the id: adding reviews changes few of them.
+class Sample(NamedTuple):
+    """Reviews that were drawn, and how many they were drawn from.
 
-    Args:
-        path: The Parquet file.
-        fraction: The share that is held out; see `is_validation`.
-        most_bytes: Bytes of all texts, in UTF-8; the last one is cut.
-
-    Returns:
-        The texts, in the order of the hash.
-
-    Raises:
-        InputError: All reviews are held out.
+    Attributes:
+        reviews: Their `id` and `text`, in the order of the corpus.
+        all_reviews: The reviews that they were drawn from.
+        all_bytes: The bytes of those, in UTF-8.
     """
-    return cut(first_drawn(draw(path, fraction), most_bytes), most_bytes)
+
+    reviews: pa.Table
+    all_reviews: int
+    all_bytes: int
+
+    def counts(self) -> dict[str, int]:
+        """Returns how much was drawn, and of how much."""
+        return {
+            "reviews": len(self.reviews),
+            "bytes": int(_sizes(self.reviews).sum()),
+            "all_reviews": self.all_reviews,
+            "all_bytes": self.all_bytes,
+        }
 
 
-def draw(
-    path: Path, fraction: float, groups: Sequence[int] | None = None
-) -> Iterator[tuple[bytes, bytes]]:
-    """Yields the hash of the id and the text of each review that is not held out; see `sample`.
+def sample(
+    path: Path,
+    fraction: float,
+    most_bytes: int,
+    *,
+    held_out: bool = False,
+    groups: Sequence[int] | None = None,
+) -> Sample:
+    """Draws reviews that are not held out, or of those that are.
 
     Args:
         path: The Parquet file.
         fraction: The share that is held out; see `is_validation`.
+        most_bytes: As for `draw`.
+        held_out: Which of the two.
         groups: The row groups to read; None: all.
     """
-    for batch in read_batches(path, ["id", "text"], groups):
-        kept = batch.filter(pa.array(~is_validation(batch["id"], fraction)))
-        for name, text in zip(*(column.to_pylist() for column in kept.columns), strict=True):
-            key = hashlib.blake2b(name.encode(), digest_size=8, person=b"sample").digest()
-            yield key, text.encode()
+    batches = read_batches(path, ["id", "text"], groups)
+    return draw(
+        (b.filter(pa.array(is_validation(b["id"], fraction) == held_out)) for b in batches),
+        most_bytes,
+    )
 
 
-def first_drawn(pairs: Iterable[tuple[bytes, bytes]], most_bytes: int) -> list[tuple[bytes, bytes]]:
-    """Keeps the first pairs in the order of the hash, as many as give so many bytes.
+def draw(batches: Iterable[pa.RecordBatch], most_bytes: int) -> Sample:
+    """Draws reviews by a hash of the id: adding reviews changes few of them.
 
-    The first ones of parts, put together, have the first ones of the whole among them.
+    What is drawn from parts, put together, has what is drawn from the whole among it.
 
     Args:
-        pairs: What `draw` yields, in any order; those that are kept are in memory.
-        most_bytes: Bytes of all texts; the last one may reach beyond.
+        batches: Reviews with the columns `id` and `text`. In memory are one batch and some three
+            times `most_bytes`.
+        most_bytes: Bytes of all texts, in UTF-8; the last one in the order of the hash may reach
+            beyond.
     """
-    drawn: list[tuple[bytes, bytes]] = []
-    size = 0
-    for key, text in pairs:
-        data = text[:most_bytes]
-        # The last ones in the order of the hash leave once enough others are there.
-        if size < most_bytes or key < drawn[-1][0]:
-            bisect.insort(drawn, (key, data))
-            size += len(data)
-        while size - len(drawn[-1][1]) >= most_bytes:
-            size -= len(drawn.pop()[1])
-    return drawn
+    kept = pa.schema([SCHEMA.field(name) for name in ("id", "text")]).empty_table()
+    keys, last = _drawn_by(kept), None
+    all_reviews = all_bytes = waiting = 0
+    for batch in batches:
+        all_reviews, all_bytes = all_reviews + len(batch), all_bytes + int(_sizes(batch).sum())
+        own = _drawn_by(batch)
+        if last is not None:
+            batch, own = batch.filter(pa.array(own < last)), own[own < last]
+        kept = pa.concat_tables([kept, pa.Table.from_batches([batch])])
+        keys, waiting = np.concatenate([keys, own]), waiting + int(_sizes(batch).sum())
+        if waiting > most_bytes:
+            kept, keys = _first(kept, keys, most_bytes)
+            last, waiting = keys.max(), 0
+    return Sample(_first(kept, keys, most_bytes)[0], all_reviews, all_bytes)
 
 
-def cut(drawn: Sequence[tuple[bytes, bytes]], most_bytes: int) -> list[str]:
-    """Returns the texts of what `first_drawn` kept, of so many bytes.
+def cut(reviews: pa.Table, most_bytes: int) -> list[str]:
+    """Returns the texts of what `draw` drew in the order of the hash, of so many bytes.
 
     Raises:
         InputError: There are none.
     """
-    if not drawn:
+    if not len(reviews):
         raise InputError("all reviews are held out: lower sequences.validation_fraction")
-    *whole, last = (data for _, data in drawn)
-    beyond = max(sum(map(len, whole)) + len(last) - most_bytes, 0)
-    return [data.decode("utf-8", "ignore") for data in (*whole, last[: len(last) - beyond])]
+    order = np.argsort(_drawn_by(reviews), kind="stable")
+    *whole, last = reviews["text"].take(pa.array(order)).to_pylist()
+    beyond = max(int(_sizes(reviews).sum()) - most_bytes, 0)
+    data = last.encode()
+    return [*whole, data[: len(data) - beyond].decode("utf-8", "ignore")]
 
 
 def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: float) -> np.ndarray:
@@ -236,6 +257,27 @@ def is_validation(ids: Sequence[str] | pa.Array | pa.ChunkedArray, fraction: flo
     Returns:
         (N,) booleans, true for held-out reviews.
     """
+    return _hashes(ids) / 2**64 < fraction
+
+
+def _hashes(ids: Sequence[str] | pa.Array | pa.ChunkedArray, person: bytes = b"") -> np.ndarray:
     names = ids if isinstance(ids, Sequence) else ids.to_pylist()
-    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
-    return np.frombuffer(b"".join(hashes), dtype=">u8") / 2**64 < fraction
+    found = (hashlib.blake2b(n.encode(), digest_size=8, person=person).digest() for n in names)
+    return np.frombuffer(b"".join(found), dtype=">u8")
+
+
+def _drawn_by(reviews: pa.RecordBatch | pa.Table) -> np.ndarray:
+    return _hashes(reviews["id"], b"sample")
+
+
+def _sizes(reviews: pa.RecordBatch | pa.Table) -> np.ndarray:
+    return np.asarray(pc.binary_length(reviews["text"]), np.int64)
+
+
+def _first(kept: pa.Table, keys: np.ndarray, most_bytes: int) -> tuple[pa.Table, np.ndarray]:
+    """Returns the first reviews in the order of their keys that give so many bytes."""
+    order = np.argsort(keys, kind="stable")
+    sizes = _sizes(kept)[order]
+    is_first = np.empty(len(order), np.bool_)
+    is_first[order] = np.cumsum(sizes) - sizes < most_bytes
+    return kept.filter(pa.array(is_first)), keys[is_first]

@@ -63,10 +63,10 @@ class Reviews:
         self._blocks = [groups[start : start + size] for start in groups[::size]]
 
     def sample(self, most_bytes: int) -> list[str]:
-        """Returns what `corpus.sample` does."""
+        """Returns the texts of what `corpus.sample` draws, of so many bytes."""
         drawn = self._pass("vocab: sample", _draw, self._fraction, most_bytes)
-        texts = corpus.first_drawn(itertools.chain.from_iterable(drawn), most_bytes)
-        return corpus.cut(texts, most_bytes)
+        batches = (batch for part in drawn for batch in part.to_batches())
+        return corpus.cut(corpus.draw(batches, most_bytes).reviews, most_bytes)
 
     def count(self, style: str, most: int) -> tuple[pa.Table, tokenizer.Totals]:
         """Counts tokens as `tokenizer.count` does.
@@ -262,8 +262,8 @@ def _call(function: Callable[..., Any], cpus: int, folder: Path, *arguments: Any
     return function(*arguments)
 
 
-def _draw(path: Path, block: range, fraction: float, most_bytes: int) -> list[tuple[bytes, bytes]]:
-    return corpus.first_drawn(corpus.draw(path, fraction, block), most_bytes)
+def _draw(path: Path, block: range, fraction: float, most_bytes: int) -> pa.Table:
+    return corpus.sample(path, fraction, most_bytes, groups=block).reviews
 
 
 def _tally(path: Path, block: range, fraction: float, style: str, parts: int) -> list[Any]:

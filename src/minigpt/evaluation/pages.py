@@ -66,6 +66,26 @@ def samples(counted: Mapping[str, float]) -> str:
     return f"{counted['reviews']:,} texts of the model: {figures}\n\n"
 
 
+def sampled(numbers: Mapping[str, Any]) -> str:
+    """Returns a line for each part of the corpus of which only a sample was read.
+
+    Args:
+        numbers: The content of reports/evaluation.json.
+    """
+    uses = {
+        "training": "the baselines, the charges and the search for copied runs know",
+        "held_out": "the figures are those of",
+    }
+    lines = [
+        f"Of the {part.replace('_', '-')} reviews, {use} a sample: {read['reviews']:,} of "
+        f"{read['all_reviews']:,}, {read['bytes']:,} of {read['all_bytes']:,} bytes "
+        "(evaluate.sample_bytes).\n"
+        for part, use in uses.items()
+        if (read := numbers[part])["reviews"] < read["all_reviews"]
+    ]
+    return "".join([*lines, "\n"]) if lines else ""
+
+
 def runs(whose: str, words: Sequence[int]) -> str:
     """Returns a line on the copied runs of texts, given their lengths in words."""
     return (

@@ -31,7 +31,12 @@ def run() -> None:
     settings = config.load(paths.RESOLVED)
     trained = directory.load(paths.MODEL)
     asked = known(trained.tokenizer, settings.evaluate.prompts, "evaluate.prompts")
-    learned, held = _split(trained.config["sequences"]["validation_fraction"])
+    fraction = trained.config["sequences"]["validation_fraction"]
+    drawn, held_drawn = (
+        corpus.sample(paths.REVIEWS, fraction, settings.evaluate.sample_bytes, held_out=held_out)
+        for held_out in (False, True)
+    )
+    learned, held = drawn.reviews, held_drawn.reviews
     encoded = trained.tokenizer.encode(learned["text"])
     train = sequences.documents(*encoded, trained.tokenizer.separator)
 
@@ -46,7 +51,8 @@ def run() -> None:
         "measure": held_out.MEASURE,
         **figures,
         "samples": samples.count(written),
-        "held_out": _measured_on(read, learned, held),
+        "training": drawn.counts(),
+        "held_out": {**held_drawn.counts(), **_measured_on(read, learned, held)},
         "model": trained.sha256,
     }
 
@@ -63,18 +69,12 @@ def run() -> None:
 
     page = pages.losses(numbers, settings.evaluate.ngram_order) if read else ""
     page += pages.samples(numbers["samples"])
+    page += pages.sampled(numbers)
     page += _copied(reviews, learned, held, written)
     files.write_text(paths.EVALUATION_TEXT, page)
     for line in page.splitlines():
         log.info("%s", line)
     Mirror(Path.cwd(), settings).send()
-
-
-def _split(fraction: float) -> tuple[pa.Table, pa.Table]:
-    """The reviews that the model has learned from, and those that were held out."""
-    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
-    mask = corpus.is_validation(reviews["id"], fraction)
-    return reviews.filter(pa.array(~mask)), reviews.filter(pa.array(mask))
 
 
 def _measure(
@@ -117,9 +117,7 @@ def _measured_on(
     read: held_out.HeldOut | None, learned: pa.Table, held: pa.Table
 ) -> dict[str, Any]:
     return {
-        "reviews": len(held),
         "targets": len(read.targets) if read else 0,
-        "bytes": read.text_bytes if read else 0,
         "digest": held_out.digest(held) if read else "",
         # Bits per byte depend on the training reviews too: the charges are learned from them.
         "learned": held_out.digest(learned) if read else "",

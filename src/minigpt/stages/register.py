@@ -63,7 +63,9 @@ def run() -> None:
             registered["name"],
             {"version": registered["version"], **measured, **figures},
             limits,
-            lambda model: _measure(model, fraction, evaluation["held_out"]["digest"]),
+            lambda model: _measure(
+                model, fraction, settings.evaluate.sample_bytes, evaluation["held_out"]["digest"]
+            ),
             promotes=gate.promotes(settings.gate.promote, Path.cwd()),
         )
     description = _card(mirror, registered["version"], evaluation)
@@ -108,22 +110,22 @@ def _card(mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]) ->
 
 
 def _measure(
-    model: directory.ModelDirectory, validation_fraction: float, digest: str
+    model: directory.ModelDirectory, validation_fraction: float, most_bytes: int, digest: str
 ) -> dict[str, float]:
     """The figures of another model on the reviews that were held out from this one."""
-    reviews = corpus.read_reviews(paths.REVIEWS, ["id", "text"])
-    mask = corpus.is_validation(reviews["id"], validation_fraction)
-    held = reviews.filter(mask)
+    learned, held = (
+        corpus.sample(paths.REVIEWS, validation_fraction, most_bytes, held_out=held_out).reviews
+        for held_out in (False, True)
+    )
     if held_out.digest(held) != digest:
         raise InputError(
             f"{paths.EVALUATION} was measured on other reviews than {paths.REVIEWS} holds: run "
             "`dvc repro evaluate`"
         )
-    learned = reviews["text"].filter(~mask)
     bar = progress.bar("what the champion's tokens leave out", "reviews")
     return held_out.measure(
         model.network,
-        charges.learn([learned], model.tokenizer, bar),
+        charges.learn([learned["text"]], model.tokenizer, bar),
         held["text"],
         progress=progress.bar("the champion on these reviews", "windows"),
     )

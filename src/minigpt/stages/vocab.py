@@ -34,7 +34,8 @@ class _LocalReviews:
     fraction: float
 
     def sample(self, most_bytes: int) -> list[str]:
-        return corpus.sample(paths.REVIEWS, self.fraction, most_bytes)
+        drawn = corpus.sample(paths.REVIEWS, self.fraction, most_bytes)
+        return corpus.cut(drawn.reviews, most_bytes)
 
     def count(self, style: str, most: int) -> tuple[pa.Table, Totals]:
         counts = tokenizer.count(corpus.texts(paths.REVIEWS, self.fraction), style)

@@ -5,6 +5,7 @@ from typing import Any
 
 from minigpt.common.redaction import redact
 from minigpt.config import Config
+from minigpt.evaluation import pages
 from minigpt.tracking.markdown import escape, table
 
 FIGURES = {
@@ -96,6 +97,7 @@ def _figures(evaluation: Mapping[str, Any]) -> Iterator[str]:
         f"Of {samples['reviews']:,} texts that it wrote, 95% copy at most "
         f"{samples['copied_run_p95']:g} words in a row from a training review.\n"
     )
+    yield pages.sampled(evaluation)
 
 
 def _use(uri: str, prompt: str) -> Iterator[str]:
