@@ -88,7 +88,7 @@ def compare(gradients: Any, compiled: Any, p: dict[str, np.ndarray], rtol: float
 def test_values_and_gradients(
     monkeypatch: pytest.MonkeyPatch, check: Any, length: int, block: int
 ) -> None:
-    monkeypatch.setattr(loss, "BLOCK_LOGITS", 128 * block * WORDS)
+    monkeypatch.setattr(loss, "BLOCK_BYTES", 4 * 128 * block * WORDS)
     p = problem(length=length)
     if length == 1:
         p["weights"][1:] = 0.5

@@ -9,12 +9,15 @@ Liger Kernel's chunked loss. The forward pass computes the gradients, so nothing
 Shapes: B sequences, T positions, t positions of a block, C width of a hidden state, V words.
 """
 
+import os
 from typing import Any
 
 import keras
 from keras import ops
 
-BLOCK_LOGITS = 5_120_000  # 20 MB: 2 positions of each sequence in the published batch of 128
+from minigpt.common import backend
+
+BLOCK_BYTES = 20_480_000  # logits of a block: 2 positions of the published batch in float32
 LEAST_PROBABILITY = 1e-30  # float32 loses digits below 1e-38
 
 
@@ -35,7 +38,7 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
     hiddens, answers = _blocks(hidden, kernel), _blocks(targets, kernel)
 
     def of_block(nothing: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
-        logits = _logits(hiddens[:, number], whole)
+        logits = _float32(_logits(hiddens[:, number], whole))
         largest = ops.max(logits, axis=-1)
         total = ops.sum(ops.exp(logits - largest[..., None]), axis=-1)
         chosen = _of_each(logits, answers[:, number])
@@ -76,14 +79,13 @@ def weighted_losses(
         # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
         hiddens, answers, shares = (
-            _blocks(x, kernel, sequences) for x in (hidden, targets, weights)
+            _blocks(x, kernel, sequences, hidden.dtype) for x in (hidden, targets, weights)
         )
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
-            # oneDNN fuses softmax into one pass over the logits.
-            probabilities = ops.softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
-            probability = _of_each(probabilities, target)
+            probabilities = _softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
+            probability = _float32(_of_each(probabilities, target))
             flat = ops.reshape(ops.cast(probabilities, hidden.dtype), (-1, words))
             mean = ops.reshape(ops.matmul(flat, whole), (*ops.shape(target), width + 1))
             d_piece = _float32(mean) - _float32(ops.take(whole, target, axis=0))
@@ -121,10 +123,10 @@ def weighted_losses(
     return fused(hidden, kernel, bias)
 
 
-def _blocks(x: Any, kernel: Any, sequences: int = 128) -> Any:
+def _blocks(x: Any, kernel: Any, sequences: int = 128, dtype: Any = "float32") -> Any:
     """Splits (B, T, ...) into (B, blocks, t, ...) and fills the last block with zeros."""
-    length = x.shape[1]
-    count = -(-length // max(1, BLOCK_LOGITS // (sequences * kernel.shape[1])))
+    length, size = x.shape[1], 4 if keras.backend.standardize_dtype(dtype) == "float32" else 2
+    count = -(-length // max(1, BLOCK_BYTES // (size * sequences * kernel.shape[1])))
     positions = -(-length // count)
     rest = [(0, 0)] * len(x.shape[2:])
     x = ops.pad(x, [(0, 0), (0, count * positions - length), *rest])
@@ -185,10 +187,21 @@ def _with_bias(kernel: Any, bias: Any) -> Any:
 
 
 def _logits(hidden: Any, whole: Any) -> Any:
-    """Returns logits, float32 (B, t, V), for hidden states (B, t, C) and `_with_bias`'s matrix."""
+    """Returns logits (B, t, V) for hidden states (B, t, C) and `_with_bias`'s matrix."""
     flat = ops.reshape(_with_ones(hidden), (-1, whole.shape[0]))
-    logits = ops.cast(ops.matmul(flat, whole), "float32")
-    return ops.reshape(logits, (-1, hidden.shape[1], whole.shape[1]))
+    return ops.reshape(ops.matmul(flat, whole), (-1, hidden.shape[1], whole.shape[1]))
+
+
+def _softmax(logits: Any) -> Any:
+    """Computes a softmax in float32, in one pass over the logits with oneDNN.
+
+    oneDNN's of bfloat16 rounds nothing but its results, which saves two passes. TensorFlow's
+    own, and JAX's, would round each sum too.
+    """
+    tensorflow = keras.backend.backend() == "tensorflow"
+    if tensorflow and os.environ.get(backend.ONEDNN) == "1":
+        return ops.softmax(logits)
+    return ops.softmax(_float32(logits))
 
 
 def _of_each(values: Any, chosen: Any) -> Any:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras import ops
 
 from minigpt.config import TrainConfig
 
@@ -33,7 +34,21 @@ class Muon(keras.optimizers.Muon):
     """Keras's Muon, with TensorFlow's fused operation for the variables that Adam updates.
 
     Keras's Adam is some ten operations that each pass over all parameters.
+
+    Args:
+        products: The dtype of the Newton-Schulz iteration's products; Jordan et al. take bfloat16.
+        *args: As for Keras's.
+        **kwargs: As for Keras's.
     """
+
+    def __init__(self, *args: Any, products: str = "float32", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.products = products
+
+    def zeropower_via_newtonschulz5(self, x: Any, steps: int) -> Any:
+        """Returns the nearest orthogonal matrix, about."""
+        found = super().zeropower_via_newtonschulz5(ops.cast(x, self.products), steps)
+        return ops.cast(found, x.dtype)
 
     def _adamw_update_step(
         self, gradient: Any, variable: Any, learning_rate: Any, m: Any, v: Any
@@ -58,7 +73,9 @@ class Muon(keras.optimizers.Muon):
         )
 
 
-def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
+def make(
+    config: TrainConfig, total_steps: int, products: str = "float32"
+) -> keras.optimizers.Optimizer:
     """Makes an optimizer with a linear warm-up and a constant rate or a cosine decay to 0.
 
     Weight decay is decoupled (Loshchilov and Hutter, 2019) and applies to matrices only. The
@@ -70,6 +87,7 @@ def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
     Args:
         config: The section `train`.
         total_steps: Steps of the whole training, of which the warm-up takes at most half.
+        products: The dtype of the network's products, which Muon's have too.
     """
     warmup = min(config.warmup_steps, total_steps // 2)
     if warmup < config.warmup_steps:
@@ -98,6 +116,7 @@ def make(config: TrainConfig, total_steps: int) -> keras.optimizers.Optimizer:
     else:
         optimizer = Muon(
             rate,
+            products=products,
             # Both follow one schedule, whose rate is Adam's.
             rms_rate=0.2 * config.matrix_rate / config.learning_rate,
             exclude_layers=["head_kernel"],

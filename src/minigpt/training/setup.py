@@ -56,6 +56,6 @@ def make_trainer(
         unknown=words.unknown,
         separator=words.separator,
     )
-    optimizer = optimizers.make(train, total_steps=train.epochs * steps)
+    optimizer = optimizers.make(train, train.epochs * steps, network.compute_dtype)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
     return trainer
