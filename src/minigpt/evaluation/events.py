@@ -22,7 +22,7 @@ _CLASSES = 256
 _WORD, _BOUND = range(2)  # classes of tokens: words, the bounds of a text; then each mark
 
 _PIECE_BYTES = 2**22  # of texts at a time
-_PIECES_TO_ADD = 32
+_PIECES_TO_ADD = 8
 
 
 class Events:
