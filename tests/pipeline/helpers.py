@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -22,6 +23,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHIVE = "data/sample/tiny.tar.gz"
 REVIEWS_A_FOLDER = 30
 DATABASE_PASSWORD = "database-secret"
+# Forced, because DVC's cache has what the same training gave before.
+TRAIN = ("repro", "--single-item", "--force", "train")
 
 # All that makes the pipeline fast; what the tests edit is left to the project's own files.
 TINY = """\
@@ -182,6 +185,30 @@ def new_project(root: Path) -> Project:
 def ran(printed: str) -> list[str]:
     """The stages that ran, by what `dvc repro` or `dvc exp run` printed."""
     return re.findall(r"^Running stage '(\w+)'", printed, flags=re.MULTILINE)
+
+
+def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]":
+    """Starts a command in a process group of its own."""
+    return subprocess.Popen(
+        command,
+        cwd=project.root,
+        env=project.env | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def until(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None:
+    """Waits until something has happened, while a command runs that `start` has started."""
+    deadline = time.monotonic() + 600
+    while not happened():
+        if running.poll() is not None or time.monotonic() > deadline:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(running.pid, signal.SIGKILL)
+            raise AssertionError(running.communicate()[0])
+        time.sleep(0.01)
 
 
 def artifact(run: Any, path: str) -> str:

@@ -6,41 +6,18 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import Project
+from helpers import TRAIN, Project, start, until
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
-
-# Forced, because DVC's cache has what the same training gave before.
-TRAIN = ["repro", "--single-item", "--force", "train"]
 
 
 def content(path: Path) -> dict[str, bytes]:
     inside = path.rglob("*") if path.is_dir() else [path]
     return {file.name: file.read_bytes() for file in inside if file.is_file()}
-
-
-def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=project.env | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + 300
-    while not happened():
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def end(running: "subprocess.Popen[str]", signum: int) -> str:
@@ -62,7 +39,7 @@ def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> 
 
     # SIGTERM in the first epoch.
     stage = start(project, "python", "-m", "minigpt.stages", "train", PYTHONPATH="src")
-    wait(stage, lambda: now()["files"])
+    until(stage, lambda: now()["files"])
     printed = end(stage, signal.SIGTERM)
     assert stage.returncode == 130
     assert "stopped; the last checkpoint is after epoch 0, step " in printed
@@ -72,7 +49,7 @@ def test_it_ends_as_if_nothing_had_been(project: Project, finished: Project) -> 
 
     # DVC and the training killed after the first epoch, and a second `dvc repro` meanwhile.
     killed = start(project, "dvc", *TRAIN)
-    wait(killed, lambda: now()["epochs"])
+    until(killed, lambda: now()["epochs"])
     os.killpg(killed.pid, signal.SIGSTOP)
     assert "is busy, it is being blocked by" in project.dvc(*TRAIN, code=255)
     assert f"resuming after epoch 0, step {reached}" in end(killed, signal.SIGKILL)
@@ -96,7 +73,7 @@ def test_only_a_checkpoint_of_the_same_code_is_resumed(project: Project, tmp_pat
     state = project / "checkpoints/state.json"
     state.unlink()
     stage = start(project, "python", "-m", "minigpt.stages", "train", PYTHONPATH="src")
-    wait(stage, lambda: state.exists() and json.loads(state.read_text())["files"])
+    until(stage, lambda: state.exists() and json.loads(state.read_text())["files"])
     end(stage, signal.SIGTERM)
     shutil.copytree(project / "checkpoints", tmp_path / "interrupted")
     # Another preview prompt decides no weights; another activation does.
@@ -110,7 +87,7 @@ def test_only_a_checkpoint_of_the_same_code_is_resumed(project: Project, tmp_pat
 def test_a_stage_can_be_interrupted_while_it_loads(project: Project) -> None:
     stage = start(project, "python", "-m", "minigpt.stages", "sequences", PYTHONPATH="src")
     lock = project / ".dvc/tmp/minigpt-sequences.lock.pid"
-    wait(stage, lambda: lock.exists() and lock.read_text() == str(stage.pid))
+    until(stage, lambda: lock.exists() and lock.read_text() == str(stage.pid))
     time.sleep(0.3)
     assert end(stage, signal.SIGTERM) == "error: sequences: interrupted\n"
     assert stage.returncode == 130

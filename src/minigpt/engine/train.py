@@ -48,9 +48,9 @@ def run(engine: EngineConfig, function: Callable[..., None], done: Callable[[], 
         done: Returns another value once there is a new checkpoint.
 
     Raises:
-        InputError: A worker raised it.
+        InputError: A worker raised it, or workers died again and again.
         KeyboardInterrupt: SIGINT or SIGTERM arrived; the workers have stopped.
-        WorkerGroupError: Workers were lost again and again.
+        WorkerGroupError: Workers raised another exception again and again.
     """
     asked = threading.Event()
 
@@ -72,11 +72,18 @@ def run(engine: EngineConfig, function: Callable[..., None], done: Callable[[], 
                     raise cause from None
             now = done()
             lost, before = (lost + 1 if now == before else 1), now
-            if lost == MOST_LOST:
-                raise
             for rank, failure in error.worker_failures.items():
                 reason = str(failure).strip().splitlines()[-1][:LONGEST_REASON]
                 log.warning("worker %s of %s was lost: %s", rank, engine.workers, reason)
+            if lost == MOST_LOST:
+                failures = error.worker_failures.values()
+                if not any(hasattr(failure, "health_check_failure") for failure in failures):
+                    raise  # no worker died: what they raised is a fault of the code
+                raise InputError(
+                    f"workers were lost {MOST_LOST} times in a row without a new checkpoint; find "
+                    "out what ends them (a lack of memory?), and `dvc repro` resumes from the last "
+                    "checkpoint"
+                ) from error
             log.warning("new workers go on from the last checkpoint")
 
 
