@@ -127,6 +127,12 @@ def test_a_directory_that_names_no_choice_of_network_has_the_published_one(
         np.testing.assert_array_equal(before, after)
 
 
+def test_other_users_may_read_what_they_may_read_of_any_file(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "any").write_bytes(b"")
+    modes = {(saved / name).stat().st_mode for name in contents(saved)}
+    assert modes == {(tmp_path / "any").stat().st_mode}
+
+
 def test_an_old_directory_is_replaced_as_a_whole(path: Path, make_network: Any) -> None:
     (path / "stray.txt").write_text("from another run", encoding="utf-8")
     with pytest.raises(TypeError):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
@@ -76,8 +76,9 @@ def save(
     weights = {name: ops.convert_to_numpy(weight) for name, weight in _named(network).items()}
     with files.replacing(path) as beside:
         beside.mkdir()
-        # Without metadata: safetensors writes several keys in a different order each time.
-        save_file(weights, beside / WEIGHTS)
+        # Without metadata: safetensors writes several keys in a different order each time. Its own
+        # `save_file` hides the file from other users.
+        (beside / WEIGHTS).write_bytes(serialised(weights))
         tokenizer.save(beside / TOKENIZER)
         content = {
             "format": FORMAT,
