@@ -53,6 +53,12 @@ def _without_secret(url: str) -> str:
     return url
 
 
+def _seen_by_all(url: str) -> str:
+    if url.lower().startswith("memory:"):
+        raise ValueError
+    return _without_secret(url)
+
+
 def _inside(folder: str) -> str:
     if folder.startswith("/") or ".." in folder.split("/"):
         raise ValueError
@@ -111,6 +117,13 @@ Address = Annotated[
     str,
     Field(pattern=r"^([A-Za-z0-9_.-]+:\d{1,5})?$"),
     "host:port, or nothing",
+]
+Storage = Annotated[
+    str,
+    Field(pattern=r"^([^\s\x00][^\x00]*)?$"),
+    AfterValidator(_seen_by_all),
+    "a folder that all machines see, another address that fsspec knows, such as s3://bucket/shards "
+    "(without a name, password or token, since resolved.yaml is committed), or nothing",
 ]
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -398,6 +411,8 @@ class EngineConfig(Section):
     """Processes that train together; each takes its rows of every batch."""
     address: Address = ""
     """Ray's head; nothing: each stage starts Ray here, on loopback."""
+    storage: Storage = ""
+    """Where Ray's workers write the shards of sequences; nothing: in data/sequences."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1_024)
     """Processors that Ray reserves for a worker."""
     use_gpu: bool = False
@@ -410,7 +425,7 @@ class EngineConfig(Section):
         given = [
             f"{name} is {value!r} but engine.kind is local: only Ray takes it; choose "
             "groups.engine=ray"
-            for name in ("address", "cpus_per_worker", "use_gpu")
+            for name in ("address", "storage", "cpus_per_worker", "use_gpu")
             if (value := getattr(self, name)) != EngineConfig.model_fields[name].default
         ]
         if given:

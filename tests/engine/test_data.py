@@ -18,6 +18,7 @@ from minigpt.common import files, paths
 from minigpt.common.errors import InputError
 from minigpt.config import Config, EngineConfig
 from minigpt.data import corpus, tokenizer
+from minigpt.data.sequences import verify, without_addresses
 from minigpt.engine import cluster, data
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,6 +93,39 @@ def test_the_bytes_are_the_local_ones(project: Path, ray: None, style: str, poli
     assert len(local) == 1 + 2 + 4 + 1 + 1
     for workers, blocks in ((1, 1), (2, 2), (3, 3)):
         assert by_ray(chosen, workers, blocks) == local, (workers, blocks)
+
+
+def test_shards_at_an_address_are_the_local_ones(project: Path, ray: None) -> None:
+    from minigpt.stages import sequences, vocab
+
+    chosen = settings("words", "packed")
+    config.save(chosen)
+    vocab.run()
+    sequences.run()
+    local = files.read_json(paths.SEQUENCES / "manifest.json")
+    local_bytes = {s["sha256"]: (paths.SEQUENCES / s["file"]).read_bytes() for s in entries(local)}
+
+    engine = EngineConfig(kind="ray", workers=2, storage=f"file://{project}/shared")
+    reviews = data.Reviews(paths.REVIEWS, 0.2, engine, 2)
+    words = tokenizer.load(paths.TOKENIZER)
+    manifest = reviews.write_sequences(paths.SEQUENCES, chosen.sequences, words)
+    assert [path.name for path in paths.SEQUENCES.iterdir()] == ["manifest.json"]
+    assert manifest == files.read_json(paths.SEQUENCES / "manifest.json")
+    assert without_addresses(manifest) == local
+    assert {path.name: path.read_bytes() for path in (project / "shared").iterdir()} == local_bytes
+    assert [s["address"] for s in entries(manifest)] == [
+        f"file://{project}/shared/{name}" for name in local_bytes
+    ]
+
+    engine = EngineConfig(kind="ray", workers=2, storage=f"file://{paths.REVIEWS.resolve()}/in")
+    reviews = data.Reviews(paths.REVIEWS, 0.2, engine, 2)
+    with pytest.raises(InputError, match=r"reviews.parquet/in can't be reached \(.*Error: "):
+        reviews.write_sequences(paths.SEQUENCES, chosen.sequences, words)
+    assert verify(paths.SEQUENCES, words) == manifest
+
+
+def entries(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    return [shard for split in manifest["splits"].values() for shard in split["shards"]]
 
 
 def test_a_task_whose_worker_is_killed_runs_again(

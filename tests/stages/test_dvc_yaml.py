@@ -14,12 +14,14 @@ from minigpt.config import Config
 STAGES: dict[str, Any] = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 # Modules that decide no byte of an output: they report, log, lock, draw progress or word errors,
-# hand over values that arrive through `params`, or call the same functions elsewhere (tests/engine
-# compares the bytes). Rewording an error must not retrain for an hour.
+# hand over values that arrive through `params`, fetch files by their digests, or call the same
+# functions elsewhere (tests/engine compares the bytes). Rewording an error must not retrain for an
+# hour.
 PLUMBING = {
     "minigpt",
     "minigpt.common",
     "minigpt.config",
+    "minigpt.data.stored",
     "minigpt.engine",
     "minigpt.stages.__main__",
     "minigpt.tracking",

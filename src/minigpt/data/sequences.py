@@ -1,10 +1,11 @@
 """Token windows: how they are cut from reviews, and how training reads their shards."""
 
+import copy
 import functools
 import math
 import os
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.data import stored
 from minigpt.data.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -106,15 +108,20 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify(
-    directory: Path, tokenizer: Tokenizer | None = None, rank: int = 0, processes: int = 1
+    directory: Path,
+    tokenizer: Tokenizer | None = None,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Callable[[], stored.Progress] | None = None,
 ) -> dict[str, Any]:
-    """Checks that the shards are those that `shards.write` left.
+    """Checks that the shards are those that `shards.write` left, and fetches those at an address.
 
     Args:
         directory: What `shards.write` wrote.
         tokenizer: The tokenizer that is to be used with them, if any.
         rank: Which of the processes this one is, from 0.
         processes: How many processes divide the shards among them.
+        progress: As for `stored.fetch`.
 
     Returns:
         The manifest.
@@ -123,9 +130,17 @@ def verify(
         InputError: The manifest or a shard is missing or altered, or the tokenizer is another.
     """
     manifest = _read_manifest(directory)
-    for split in manifest["splits"].values():
+    made_with = manifest["tokenizer"]["sha256"]
+    if tokenizer is not None and tokenizer.sha256 != made_with:
+        raise InputError(
+            f"the sequences in {directory} were made with another tokenizer (sha256 {made_with}, "
+            f"not {tokenizer.sha256}); make them again: dvc repro sequences"
+        )
+    splits = manifest["splits"].values()
+    stored.fetch((shard for split in splits for shard in split["shards"]), progress)
+    for split in splits:
         for shard in split["shards"][rank::processes]:
-            path = directory / shard["file"]
+            path = stored.local_path(directory, shard)
             if not path.is_file():
                 wrong = "is missing"
             elif path.stat().st_size != shard["bytes"]:
@@ -134,14 +149,23 @@ def verify(
                 wrong = "was altered (its sha256 differs)"
             else:
                 continue
-            raise InputError(f"shard {path} {wrong}; make it again: dvc repro sequences")
-    made_with = manifest["tokenizer"]["sha256"]
-    if tokenizer is not None and tokenizer.sha256 != made_with:
-        raise InputError(
-            f"the sequences in {directory} were made with another tokenizer (sha256 {made_with}, "
-            f"not {tokenizer.sha256}); make them again: dvc repro sequences"
-        )
+            raise InputError(f"shard {path} {wrong}; {_again(shard)}")
     return manifest
+
+
+def _again(shard: Mapping[str, Any]) -> str:
+    if "address" in shard:
+        return "delete it, and run this again to fetch it"
+    return "make it again: dvc repro sequences"
+
+
+def without_addresses(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a manifest as it is wherever the shards are."""
+    plain: dict[str, Any] = copy.deepcopy(dict(manifest))
+    for split in plain["splits"].values():
+        for shard in split["shards"]:
+            shard.pop("address", None)
+    return plain
 
 
 def dataset(
@@ -225,12 +249,12 @@ class _Records:
     """The records of a split's shards, read one by one in any order."""
 
     def __init__(self, directory: Path, shards: Sequence[Mapping[str, Any]]) -> None:
-        self._paths = [directory / shard["file"] for shard in shards]
+        self._paths = [stored.local_path(directory, shard) for shard in shards]
         found = [_places(path, s["sha256"]) for path, s in zip(self._paths, shards, strict=True)]
         for path, places, shard in zip(self._paths, found, shards, strict=True):
             found_sizes = len(places) - 1, places[-1], path.stat().st_size
             if found_sizes != (shard["records"], shard["bytes"], shard["bytes"]):
-                raise InputError(f"shard {path} was altered; make it again: dvc repro sequences")
+                raise InputError(f"shard {path} was altered; {_again(shard)}")
         self._places = found
         self._ends = np.cumsum([len(places) - 1 for places in found])
         # Open files are limited (`ulimit -n`), and there may be thousands of shards.

@@ -29,6 +29,9 @@ SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # of 60, in which a busy machine starts none
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a worker gets of this process's environment. It travels with the task: Ray writes the
+# environments that it sets to its logs, and MLflow's may hold a password.
+PREFIXES = ("AWS_", "AZURE_", "DVC_", "GOOGLE_", "KERAS_", "MLFLOW_", "TF_", "XLA_")
 
 
 @contextlib.contextmanager
@@ -57,6 +60,11 @@ def connected(engine: EngineConfig) -> Iterator[None]:
         for number, handler in handlers.items():  # Ray has set its own
             signal.signal(number, handler)
         yield
+
+
+def environment() -> dict[str, str]:
+    """Returns what a worker gets of this process's environment."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIXES)}
 
 
 @contextlib.contextmanager

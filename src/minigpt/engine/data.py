@@ -5,9 +5,11 @@ plain tasks instead of a Ray Dataset, since row groups have numbers: results com
 and a shard knows which of them it needs. A task that is lost with its worker runs again.
 """
 
+import contextlib
 import itertools
 import os
 import socket
+import tempfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,9 +22,10 @@ import pyarrow as pa
 from minigpt.common import backend, files, progress
 from minigpt.common.errors import InputError
 from minigpt.config import EngineConfig, SequencesConfig
-from minigpt.data import corpus, cutting, shards, tokenizer
+from minigpt.data import corpus, cutting, shards, stored, tokenizer
 from minigpt.data.sequences import SPLITS
 from minigpt.data.tokenizer import Tokenizer, WordTokenizer
+from minigpt.engine import cluster
 from minigpt.evaluation import charges
 from minigpt.evaluation.events import GAPS, Events, first_gaps
 
@@ -57,6 +60,7 @@ class Reviews:
 
         self._path, self._fraction, self._task = path, fraction, ray.remote(_call)
         self._workers, self._cpus = engine.workers, engine.cpus_per_worker
+        self._storage = engine.storage
         groups = range(corpus.row_groups(path))
         size = min(_MOST_GROUPS, len(groups) // (_TASKS_A_WORKER * self._workers))
         size = max(1, -(-len(groups) // blocks) if blocks else size)
@@ -107,7 +111,8 @@ class Reviews:
         """Writes what `shards.write` does, and returns the manifest.
 
         A first pass counts, so that each shard has its place. Then a task writes each shard, and
-        encodes again what it needs.
+        encodes again what it needs. With `engine.storage` it goes there, under its SHA-256, and the
+        manifest names its address.
 
         Args:
             directory: Where to write, in a folder that all machines see.
@@ -115,8 +120,11 @@ class Reviews:
             encoder: The tokenizer.
 
         Raises:
-            InputError: A split that the configuration asks for has no targets.
+            InputError: A split that the configuration asks for has no targets, or the storage can't
+                be reached.
         """
+        if self._storage:
+            _get(self._start(stored.check, self._storage)[0])
         closed, words = encoder.separator is not None, _put(encoder)
         counts, gaps = [], dict[str, None]()
         for numbers, some in self._pass("sequences: counted", _count, config, words):
@@ -135,7 +143,7 @@ class Reviews:
         with files.replacing(directory) as fresh:
             fresh.mkdir()
             bar = progress.bar("sequences", "shards")
-            written = self._finished(_write, planned, fresh, config, words)
+            written = self._finished(_write, planned, fresh, self._storage, config, words)
             for done, (shard, refs) in enumerate(zip(planned, written, strict=True), 1):
                 entry, numbers = _get(refs[0])
                 splits[shard.split]["shards"].append(entry)
@@ -217,7 +225,8 @@ class Reviews:
     ) -> list[Reference]:
         """Starts a task; returns references to what it will return."""
         task = self._task.options(num_cpus=self._cpus, num_returns=returns)
-        started = task.remote(function, self._cpus, Path.cwd(), *arguments)
+        where = Path.cwd(), cluster.environment()
+        started = task.remote(function, self._cpus, *where, *arguments)
         return [started] if returns == 1 else started
 
 
@@ -249,7 +258,13 @@ def _get(reference: Reference) -> Any:
         ) from error
 
 
-def _call(function: Callable[..., Any], cpus: int, folder: Path, *arguments: Any) -> Any:
+def _call(
+    function: Callable[..., Any],
+    cpus: int,
+    folder: Path,
+    environment: dict[str, str],
+    *arguments: Any,
+) -> Any:
     """Calls a function in a worker as in the process that connected to Ray."""
     if not folder.is_dir():
         raise InputError(
@@ -257,6 +272,7 @@ def _call(function: Callable[..., Any], cpus: int, folder: Path, *arguments: Any
             f"engine.address needs it at {folder}, such as on a network file system"
         )
     os.chdir(folder)
+    os.environ |= environment
     pa.set_cpu_count(cpus)
     backend.quiet()
     return function(*arguments)
@@ -305,6 +321,7 @@ def _write(
     path: Path,
     shard: cutting.Shard,
     folder: Path,
+    storage: str,
     config: SequencesConfig,
     words: Tokenizer,
 ) -> tuple[dict[str, Any], dict[str, int]]:
@@ -312,7 +329,13 @@ def _write(
     backend.import_tensorflow()
     batches = corpus.read_batches(path, ["id", "text"], range(*shard.batches))
     encoded = cutting.encode(batches, words, config.validation_fraction)
-    return shards.write_shard(folder, shard, encoded, config=config, tokenizer=words)
+    with contextlib.ExitStack() as stack:
+        if storage:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="minigpt-")))
+        entry, counts = shards.write_shard(folder, shard, encoded, config=config, tokenizer=words)
+        if storage:
+            entry["address"] = stored.put(folder / shard.name, storage, entry["sha256"])
+        return entry, counts
 
 
 def _events(

@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from minigpt.common import backend
 from minigpt.common.errors import InputError
 from minigpt.config import EngineConfig
+from minigpt.engine import cluster
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,6 @@ FOLDER = Path(".dvc/tmp")  # for what Ray Train writes, of which nothing is read
 LONGEST_REASON = 200  # characters
 POLL_S = 0.5
 STOP_S = 10  # in which Ray passes on that the workers must stop
-# What a worker gets of this process's environment. It travels with the task: Ray writes the
-# environments that it sets to its logs, and MLflow's may hold a password.
-PREFIXES = ("AWS_", "DVC_", "KERAS_", "MLFLOW_", "TF_", "XLA_")
 
 
 def run(engine: EngineConfig, function: Callable[..., None], done: Callable[[], Any]) -> None:
@@ -118,7 +116,7 @@ class _Line:
 def _attempt(engine: EngineConfig, function: Callable[..., None], asked: threading.Event) -> None:
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     line: Any = ray.remote(_Line).options(num_cpus=0, scheduling_strategy=here).remote()
-    environment = {k: v for k, v in os.environ.items() if k.startswith(PREFIXES)}
+    environment = cluster.environment()
     if not engine.use_gpu:
         environment["JAX_PLATFORMS"] = "cpu"
     task = {"folder": os.getcwd(), "environment": environment, "line": line}

@@ -80,7 +80,8 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
         name: prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
         for name in ("preview", "evaluate", "sample")
     }
-    manifest = sequences.verify(paths.SEQUENCES, words, world.rank, world.processes)
+    bar = functools.partial(progress.bar, "train: fetched", "shards")
+    manifest = sequences.verify(paths.SEQUENCES, words, world.rank, world.processes, bar)
     made_with = _made_with(settings, words, manifest)
     if world.is_main:
         _warn_of_unknown_words(made_with, words, manifest["splits"]["validation"])
@@ -260,7 +261,7 @@ def _identity(settings: config.Config, manifest: dict[str, Any], network: MiniGP
     parts = {
         "model": network.config.model_dump(mode="json"),
         "train": settings.train.model_dump(mode="json"),
-        "sequences": manifest,
+        "sequences": sequences.without_addresses(manifest),
         "versions": _versions(),
         "code": {module.as_posix(): files.sha256(module) for module in modules},
     }
