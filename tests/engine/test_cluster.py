@@ -1,8 +1,11 @@
 """Ray is started or joined, and what must not be joined is refused."""
 
 import importlib.util
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -43,3 +46,19 @@ def test_beyond_loopback_a_token_is_needed(
         monkeypatch.setenv(name, value)
     message = refused(address="192.0.2.1:6379")
     assert message.startswith("engine.address is 192.0.2.1:6379, but there is no token: ")
+
+
+def test_ray_is_started_twice_at_most(caplog: Any, monkeypatch: Any) -> None:
+    pytest.importorskip("ray")
+    left: list[subprocess.Popen[bytes]] = []
+
+    def time_out(*arguments: Any, **options: Any) -> None:
+        left.append(subprocess.Popen(["sleep", "60"]))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(cluster, "_init", time_out)
+    with mock.patch.dict(os.environ):
+        message = refused()
+    assert message.startswith("Ray did not start on this machine: timed out\n")
+    assert caplog.messages.count("Ray did not start: timed out; trying once more") == 1
+    assert [process.wait(10) for process in left] == [-9, -9]

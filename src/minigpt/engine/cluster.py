@@ -82,13 +82,7 @@ def _started(engine: EngineConfig) -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="minigpt-ray-", ignore_cleanup_errors=True) as folder:
         log.info("starting Ray on this machine")
         try:
-            try:
-                _init("local", num_cpus=cpus, include_dashboard=False, _temp_dir=folder)
-            except Exception as error:  # Ray has no narrower one
-                raise InputError(
-                    f"Ray did not start on this machine: {error}\nIt takes at most 30 s: try again "
-                    "when the machine is less busy, or choose groups.engine=local"
-                ) from error
+            _start(num_cpus=cpus, include_dashboard=False, _temp_dir=folder)
             gpus = int(ray.cluster_resources().get("GPU", 0))
             if engine.use_gpu and gpus < engine.workers:
                 raise InputError(
@@ -99,6 +93,29 @@ def _started(engine: EngineConfig) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _start(**options: Any) -> None:
+    """Starts Ray here, and once more if it fails: it waits 30 s, too little on a busy machine."""
+    import psutil  # Ray brings it
+    import ray
+
+    this = psutil.Process()
+    others = set(this.children(recursive=True))
+    for is_last in (False, True):
+        try:
+            return _init("local", **options)
+        except Exception as error:  # Ray has no narrower one
+            ray.shutdown()
+            for process in set(this.children(recursive=True)) - others:  # what it left
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            if is_last:
+                raise InputError(
+                    f"Ray did not start on this machine: {error}\nIt takes at most 30 s: try again "
+                    "when the machine is less busy, or choose groups.engine=local"
+                ) from error
+            log.warning("Ray did not start: %s; trying once more", error)
 
 
 @contextlib.contextmanager
