@@ -17,7 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
+
+from minigpt.common import files
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ARCHIVE = "data/sample/tiny.tar.gz"
@@ -124,6 +127,11 @@ class Project:
     def json(self, path: str) -> Any:
         return json.loads((self / path).read_text())
 
+    def losses(self) -> list[dict[str, float]]:
+        """The rows of reports/losses.csv."""
+        rows = files.read_csv(self / "reports/losses.csv")
+        return [{name: float(figure) for name, figure in row.items()} for row in rows]
+
     def outs(self) -> dict[str, bool]:
         """The outputs that dvc.yaml names, and whether each is cached."""
         found = {}
@@ -200,7 +208,9 @@ def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]
     )
 
 
-def until(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None:
+def until(
+    running: "subprocess.Popen[str]", happened: Callable[[], Any], every_s: float = 0.01
+) -> None:
     """Waits until something has happened, while a command runs that `start` has started."""
     deadline = time.monotonic() + 600
     while not happened():
@@ -208,7 +218,17 @@ def until(running: "subprocess.Popen[str]", happened: Callable[[], Any]) -> None
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.pid, signal.SIGKILL)
             raise AssertionError(running.communicate()[0])
-        time.sleep(0.01)
+        time.sleep(every_s)
+
+
+def below(parent: int, part: str) -> set[psutil.Process]:
+    """The processes that a process has started and whose command has a part."""
+    found = set()
+    for process in psutil.Process(parent).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended since
+            if part in " ".join(process.cmdline()):
+                found.add(process)
+    return found
 
 
 def artifact(run: Any, path: str) -> str:

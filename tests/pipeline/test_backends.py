@@ -1,9 +1,15 @@
 """The pipeline on another Keras backend, and what the environment may not change."""
 
+import time
+
+import psutil
 import pytest
-from helpers import Project, ran
+from helpers import TRAIN, Project, below, ran, start, until
+
+from minigpt.common import backend
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
+ENDED_S = 20  # in which a training ends after one of its processes; stated in docs/scale.md
 
 
 def test_the_pipeline_runs_on_jax(project: Project) -> None:
@@ -20,8 +26,31 @@ def test_the_pipeline_runs_on_jax(project: Project) -> None:
 
     # The same training again, on the same backend: the same bytes.
     before = (project / "model/config.json").read_bytes()
-    project.dvc("repro", "--single-item", "--force", "train")
+    project.dvc(*TRAIN)
     assert (project / "model/config.json").read_bytes() == before
+
+    # Of two processes one is killed: the other ends, and two go on with the same losses.
+    alone = project.losses()
+    project.edit("resolved.yaml", r"^  workers: 1$", "  workers: 2")
+    killed = start(project, "dvc", *TRAIN)
+
+    def second() -> list[psutil.Process]:
+        found = below(killed.pid, "-m minigpt.stages train")
+        return [each for each in found if each.environ().get(backend.PROCESS) == "1"]
+
+    until(killed, second)
+    (process,) = second()
+    state = "checkpoints/state.json"
+    until(killed, lambda: project.json(state)["files"] and not project.json(state)["mark"])
+    process.kill()
+    moment = time.monotonic()
+    printed, _ = killed.communicate()
+    assert time.monotonic() - moment < ENDED_S
+    assert "error: train: process 1 of the 2 that train together was ended by SIGKILL" in printed
+    assert "resuming after epoch 0, step " in project.dvc(*TRAIN)
+    assert project.json("reports/run.json")["settings"]["processes"] == 2
+    for expected, found in zip(alone, project.losses(), strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_environment_decides_no_weights(project: Project) -> None:
