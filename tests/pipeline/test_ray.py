@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import re
+import shutil
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -62,6 +63,8 @@ def test_the_pipeline_runs_on_ray_whoever_is_killed(project: Project, finished: 
     until(running, lambda: reached() != before)
     started = set(train.children(recursive=True))
     agents = below(train.pid, "Agent")
+    (server,) = below(train.pid, "gcs_server")
+    logs = re.findall(r"--log_dir=(\S*/minigpt-ray-\w+)", " ".join(server.cmdline()))
     train.kill()
     killed = time.monotonic()
     wait_for_the_end(started - agents, killed + ENDED_S)
@@ -88,6 +91,7 @@ def test_the_pipeline_runs_on_ray_whoever_is_killed(project: Project, finished: 
         assert evaluated[theirs] == pytest.approx(trained[ours], rel=3e-3)
 
     wait_for_the_end(agents, killed + AGENTS_ENDED_S)
+    shutil.rmtree(*logs)  # which a killed stage leaves
 
     # The local stages' bytes, though the shards are elsewhere, so nothing runs again without Ray.
     for path in (finished / "data/tokenizer").iterdir():
