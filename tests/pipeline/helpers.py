@@ -82,16 +82,14 @@ class Project:
     def __truediv__(self, path: str) -> Path:
         return self.root / path
 
+    def options(self, env: dict[str, str]) -> dict[str, Any]:
+        """How `subprocess` runs a command here, with all that it prints in one pipe."""
+        one_pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return {"cwd": self.root, "env": self.env | env, **one_pipe}
+
     def run(self, *command: str, code: int = 0, **env: str) -> str:
         """Runs a command, expects its exit code, and returns all that it printed."""
-        done = subprocess.run(
-            command,
-            cwd=self.root,
-            env=self.env | env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        done = subprocess.run(command, **self.options(env))
         assert done.returncode == code, f"{command} gave {done.returncode}:\n{done.stdout}"
         return done.stdout
 
@@ -197,15 +195,7 @@ def ran(printed: str) -> list[str]:
 
 def start(project: Project, *command: str, **env: str) -> "subprocess.Popen[str]":
     """Starts a command in a process group of its own."""
-    return subprocess.Popen(
-        command,
-        cwd=project.root,
-        env=project.env | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return subprocess.Popen(command, **project.options(env), start_new_session=True)
 
 
 def until(

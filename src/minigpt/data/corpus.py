@@ -205,6 +205,14 @@ def sample(
     )
 
 
+def samples(path: Path, fraction: float, most_bytes: int) -> tuple[Sample, Sample]:
+    """Draws reviews that are not held out, and of those that are; see `sample`."""
+    learned, held = (
+        sample(path, fraction, most_bytes, held_out=held_out) for held_out in (False, True)
+    )
+    return learned, held
+
+
 def draw(batches: Iterable[pa.RecordBatch], most_bytes: int) -> Sample:
     """Draws reviews by a hash of the id: adding reviews changes few of them.
 

@@ -32,10 +32,7 @@ def run() -> None:
     trained = directory.load(paths.MODEL)
     asked = known(trained.tokenizer, settings.evaluate.prompts, "evaluate.prompts")
     fraction = trained.config["sequences"]["validation_fraction"]
-    drawn, held_drawn = (
-        corpus.sample(paths.REVIEWS, fraction, settings.evaluate.sample_bytes, held_out=held_out)
-        for held_out in (False, True)
-    )
+    drawn, held_drawn = corpus.samples(paths.REVIEWS, fraction, settings.evaluate.sample_bytes)
     learned, held = drawn.reviews, held_drawn.reviews
     encoded = trained.tokenizer.encode(learned["text"])
     train = sequences.documents(*encoded, trained.tokenizer.separator)

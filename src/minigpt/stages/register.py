@@ -114,8 +114,7 @@ def _measure(
 ) -> dict[str, float]:
     """The figures of another model on the reviews that were held out from this one."""
     learned, held = (
-        corpus.sample(paths.REVIEWS, validation_fraction, most_bytes, held_out=held_out).reviews
-        for held_out in (False, True)
+        drawn.reviews for drawn in corpus.samples(paths.REVIEWS, validation_fraction, most_bytes)
     )
     if held_out.digest(held) != digest:
         raise InputError(
