@@ -212,13 +212,26 @@ def until(
 
 
 def below(parent: int, part: str) -> set[psutil.Process]:
-    """The processes that a process has started and whose command has a part."""
+    """The processes that a process has started and whose command has a part.
+
+    Neither a shell that starts the command (`-c`) is one of them, nor a copy of a process that is
+    about to start another command.
+    """
     found = set()
     for process in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it has ended since
-            if part in " ".join(process.cmdline()):
+            command = process.cmdline()
+            if part in " ".join(command) and "-c" not in command and not _is_copy(process):
                 found.add(process)
     return found
+
+
+def _is_copy(process: psutil.Process) -> bool:
+    """Whether it still is what its parent is, as between fork and exec."""
+    above = process.parent()
+    return bool(above) and all(
+        getattr(process, name)() == getattr(above, name)() for name in ("cmdline", "environ")
+    )
 
 
 def artifact(run: Any, path: str) -> str:

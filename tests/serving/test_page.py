@@ -119,6 +119,7 @@ def write(page: Page, tokens: int = 20, prompt: str = "the film") -> Locator:
 def context(browser: Browser) -> Iterator[BrowserContext]:
     context = browser.new_context(viewport={"width": 1280, "height": 800})
     context.set_default_timeout(20_000)
+    expect.set_options(timeout=20_000)
     yield context
     context.close()
 
