@@ -6,11 +6,14 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers import TRAIN, Project, start, until
+
+from minigpt.tracking.mirror import Mirror
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
@@ -82,6 +85,27 @@ def test_only_a_checkpoint_of_the_same_code_is_resumed(project: Project, tmp_pat
     shutil.copytree(tmp_path / "interrupted", project / "checkpoints", dirs_exist_ok=True)
     project.edit("src/minigpt/model/network.py", "ops[.]relu", "ops.gelu")
     assert "resuming" not in project.stage("train")
+
+
+def test_a_training_interrupted_while_mlflow_is_written_is_a_killed_run(
+    project: Project, stage: Callable[[str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.edit("resolved.yaml", r"^  epochs: 2$", "  epochs: 1")
+    send, known, left = Mirror._send, len(project.runs()), 0
+
+    def interrupted(*arguments: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        send(*arguments)
+
+    monkeypatch.setattr(Mirror, "_send", interrupted)
+    for calls in (1, 3):  # before the first step, and once the model is there
+        left = calls
+        assert stage("train") == 130
+        (run,) = project.runs()[known:]
+        assert run.info.status == "KILLED"
 
 
 def test_a_stage_can_be_interrupted_while_it_loads(project: Project) -> None:

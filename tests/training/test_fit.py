@@ -1,5 +1,6 @@
 """What a step trains and reports, and epochs that stop, resume and are kept."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,14 @@ class Signal(Kill):
             self.stop(15, None)
 
 
+class DroppedSignal(Signal):
+    """Asks it to stop where Keras drops what is raised, as it does while it converts logs."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            super().on_train_batch_begin(batch, logs)
+
+
 @pytest.mark.backend
 def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_path: Path) -> None:
     initial = state(trainer)
@@ -240,6 +249,27 @@ def test_an_epoch_whose_steps_are_all_done_is_only_validated(
 def test_a_signal_outside_of_the_steps_interrupts_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         Stop()(15, None)
+
+
+@pytest.mark.backend
+def test_an_interrupt_that_keras_drops_stops_the_training(
+    trainer: LossModel, tmp_path: Path
+) -> None:
+    dropped, in_a_step = DroppedSignal(1), Checkpoints(tmp_path / "a", "a", True)
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, in_a_step, callbacks=[dropped], stop=dropped.stop)
+    assert in_a_step.step == 1
+
+    stop, between = Stop(), Checkpoints(tmp_path / "b", "a", True)
+
+    def write_texts() -> list[Any]:
+        with contextlib.suppress(KeyboardInterrupt):
+            stop(15, None)
+        return []
+
+    with pytest.raises(KeyboardInterrupt):
+        run(trainer, between, epochs=1, write_texts=write_texts, stop=stop)
+    assert len(between.epochs) == 1
 
 
 @pytest.mark.backend

@@ -29,7 +29,7 @@ from minigpt.model.network import MiniGPT
 from minigpt.tracking import gate, origin
 from minigpt.tracking.mirror import Mirror
 from minigpt.training import fit, parallel, setup
-from minigpt.training.checkpoints import Checkpoints, best_epoch
+from minigpt.training.checkpoints import Checkpoints, DivergedError, best_epoch
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,14 @@ def work_for_ray(place: parallel.Place | None, asked: threading.Event) -> None:
         stop.asked = True
 
     threading.Thread(target=listen, daemon=True).start()
-    work(parallel.join(place), stop)
+    world = parallel.join(place)
+    try:
+        work(world, stop)
+    except (KeyboardInterrupt, DivergedError):
+        # All workers raise these at the same step. Once one of them has failed, Ray kills the
+        # others within seconds, and the first one is still ending its MLflow run.
+        if world.is_main:
+            raise
 
 
 def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
@@ -158,8 +165,8 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
         stop = fit.Stop()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-    report()
     try:
+        report()
         fit.fit(
             trainer,
             batches,
@@ -178,22 +185,28 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
             callbacks=[_Lines(steps)] if world.is_main and not sys.stderr.isatty() else [],
             verbose=1 if world.is_main and sys.stderr.isatty() else 0,
         )
+        if world.is_main:
+            plain = made_with.model_dump(mode="json")
+            sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
+            directory.save(paths.MODEL, network, words, sections)
+            _write_metrics(checkpoints, training, settings.train.keep == "best")
+            facts["model"] = directory.digest(paths.MODEL)
+            report()
+            mirror.finish()
     except BaseException as error:
         at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
         log.info("stopped; the last checkpoint is %s, and %s", at, _way_on(Path.cwd()))
+        # Of several processes that are interrupted, one may find that another has ended already.
+        interrupted = stop.asked and parallel.is_lost(error)
+        killed = interrupted or isinstance(error, KeyboardInterrupt)
         if world.is_main:
-            mirror.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            mirror.finish("KILLED" if killed else "FAILED")
+        if interrupted:
+            raise KeyboardInterrupt from error
         if not isinstance(error, KeyboardInterrupt | InputError):
             sequences.verify(paths.SEQUENCES)  # a shard that was altered meanwhile explains it
         raise
     if world.is_main:
-        plain = made_with.model_dump(mode="json")
-        sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
-        directory.save(paths.MODEL, network, words, sections)
-        _write_metrics(checkpoints, training, settings.train.keep == "best")
-        facts["model"] = directory.digest(paths.MODEL)
-        report()
-        mirror.finish()
         # If DVC is killed before it has recorded the outputs, it runs this stage again.
         checkpoints.finish(_md5(paths.RUN))
 

@@ -18,6 +18,10 @@ STATE_FILE = "state.json"
 _OWN_FILE = re.compile(r"after_\d{5,}_\d{8,}\.npz(\.tmp)?")
 
 
+class DivergedError(InputError):
+    """The training has diverged; all of its processes raise this at the same step."""
+
+
 class Epoch(NamedTuple):
     """The results of one epoch.
 
@@ -113,13 +117,14 @@ class Checkpoints:
             step: The completed steps of the epoch under way.
 
         Raises:
-            InputError: A weight is not finite, or the disk is full; nothing is added.
+            DivergedError: A weight is not finite; nothing is added.
+            InputError: The disk is full; nothing is added.
         """
         epochs = len(self.epochs) + bool(epoch)
         arrays = [ops.convert_to_numpy(variable) for variable in _variables(model)]
         # The loss of a step is that of the weights before the update, so it can't show this.
         if not all(np.isfinite(array).all() for array in arrays):
-            raise InputError(
+            raise DivergedError(
                 f"the weights are no longer finite after step {step} of epoch "
                 f"{epochs + (not epoch)}: training has diverged; lower "
                 "train.learning_rate, or set train.clip_norm"

@@ -8,13 +8,18 @@ from typing import Any
 import keras
 from keras import ops
 
-from minigpt.common.errors import InputError
 from minigpt.config import TrainConfig
 from minigpt.data.tokenizer import PADDING, UNKNOWN
 from minigpt.model import loss as cross_entropy
 from minigpt.model.network import MiniGPT
 from minigpt.training import parallel
-from minigpt.training.checkpoints import Checkpoints, Epoch, LoggedStep, best_epoch
+from minigpt.training.checkpoints import (
+    Checkpoints,
+    DivergedError,
+    Epoch,
+    LoggedStep,
+    best_epoch,
+)
 
 EXPLODED = 100.0  # nats per token; a guess among ten million words costs 16
 
@@ -113,7 +118,12 @@ def _are(tokens: Any, which: int | None) -> Any:
 class Stop:
     """A signal handler that stops a training at its next step, with a checkpoint.
 
-    Outside the steps, and the second time, it interrupts at once.
+    Outside the steps, and the second time, it interrupts at once. Keras drops an interrupt that
+    arrives while it converts logs; then the training stops after the step or the epoch.
+
+    Attributes:
+        asked: Whether a signal has arrived.
+        stepping: Whether the training is within the steps of an epoch.
     """
 
     def __init__(self) -> None:
@@ -121,9 +131,9 @@ class Stop:
 
     def __call__(self, signum: int, frame: Any) -> None:
         """Handles the signal."""
-        if self.asked or not self.stepping:
+        again, self.asked = self.asked, True
+        if again or not self.stepping:
             raise KeyboardInterrupt
-        self.asked = True
 
 
 class _Steps(keras.callbacks.Callback):
@@ -161,7 +171,7 @@ class _Steps(keras.callbacks.Callback):
         self.stop.stepping = True  # the first step, which compiles, can be interrupted at once
         loss = float((logs or {})["loss"])
         if not loss < EXPLODED:  # true for NaN as well
-            raise InputError(
+            raise DivergedError(
                 f"the loss is {loss:g} at step {step} of epoch {self.epoch}: training has "
                 "diverged; lower train.learning_rate, or set train.clip_norm"
             )
@@ -233,7 +243,8 @@ def fit(
         verbose: For Keras's `fit`.
 
     Raises:
-        InputError: The training has diverged, or the disk is full.
+        DivergedError: The training has diverged.
+        InputError: The disk is full.
         KeyboardInterrupt: The training was stopped.
     """
     model.optimizer.build(model.trainable_variables)  # so that a checkpoint finds its variables
@@ -265,6 +276,8 @@ def fit(
         texts = [{"epoch": number, **text} for text in write_texts()]
         checkpoints.save(model, epoch=Epoch(row, timing, texts))
         on_epoch()
+        if world.any(stop.asked):
+            raise KeyboardInterrupt
     if config.keep == "best" and best_epoch(done) < len(done):
         checkpoints.load(model, best_epoch(done))
 
@@ -280,7 +293,8 @@ def _row(
     row = {"epoch": epoch, "loss": losses["loss"], "seed_loss": losses["seed_loss"]}
     row["learning_rate"] = float(ops.convert_to_numpy(model.optimizer.learning_rate))
     if validation is not None:
-        held_out = model.evaluate(validation, return_dict=True, verbose=0)
+        results = model.evaluate(validation, return_dict=True, verbose=0)
+        held_out = {name: float(result) for name, result in results.items()}
         row["val_loss"], row["val_seed_loss"] = held_out["loss"], held_out["seed_loss"]
         if (bits := bits_per_byte(held_out.get("text_loss", held_out["loss"]))) is not None:
             row["val_bits_per_byte"] = bits

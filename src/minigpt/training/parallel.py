@@ -205,7 +205,7 @@ def joined(place: Place | None) -> Iterator[World]:
     try:
         yield world
     except Exception as error:
-        if world.processes > 1 and _LOST.search(str(error)):
+        if world.processes > 1 and is_lost(error):
             raise InputError(
                 f"process {world.rank} of {world.processes} has lost another one, which says why; "
                 f"`dvc repro` resumes from the last checkpoint ({str(error).splitlines()[0]})"
@@ -215,6 +215,11 @@ def joined(place: Place | None) -> Iterator[World]:
         import jax
 
         jax.distributed.shutdown()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Returns whether an error is what JAX raises when another process has gone."""
+    return bool(_LOST.search(str(error)))
 
 
 def free_address(host: str) -> str:
