@@ -105,46 +105,6 @@ def test_held_out_share_is_near_the_fraction(fraction: float) -> None:
     assert share == pytest.approx(fraction, abs=4 * (fraction * (1 - fraction) / 20_000) ** 0.5)
 
 
-def test_a_sample_is_bounded_and_hardly_changes_with_the_corpus(tmp_path: Path) -> None:
-    path = tmp_path / "reviews.parquet"
-
-    def write(reviews: int) -> None:
-        rows = [
-            {"id": f"{n}", "split": "", "label": "", "rating": 0, "text": f"é{n:05}" * 4}
-            for n in range(reviews)
-        ]
-        batch = pa.RecordBatch.from_pylist(rows, corpus.SCHEMA)
-        corpus.write_reviews([batch[:70], batch[70:]], path)
-
-    write(520)
-    more = corpus.sample(path, 0.3, 1000).reviews["id"].to_pylist()
-    write(500)
-    held_out = {str(n) for n in range(500) if corpus.is_validation([str(n)], 0.3)[0]}
-    sample = corpus.sample(path, 0.3, 1000)
-    numbers = sample.reviews["id"].to_pylist()
-    assert sample.counts() == {
-        "reviews": 36,  # of 28 bytes, the last of which reaches beyond
-        "bytes": 1008,
-        "all_reviews": 500 - len(held_out),
-        "all_bytes": 28 * (500 - len(held_out)),
-    }
-    assert numbers == sorted(numbers, key=int) and not held_out & set(numbers)
-    assert len(set(numbers) & set(more)) > 30
-    everything = corpus.sample(path, 0.3, 10**6).reviews
-    assert everything["id"].to_pylist() == [str(n) for n in range(500) if str(n) not in held_out]
-    others = corpus.sample(path, 0.3, 10**6, held_out=True)
-    assert set(others.reviews["id"].to_pylist()) == held_out
-    texts = corpus.cut(sample.reviews, 1000)
-    assert 997 <= sum(len(text.encode()) for text in texts) <= 1000
-    assert texts[:35] == corpus.cut(everything, 10**6)[:35]
-    parts = [corpus.sample(path, 0.3, 1000, groups=[group]).reviews for group in (0, 1)]
-    together = corpus.draw((batch for part in parts for batch in part.to_batches()), 1000)
-    assert together.reviews.equals(sample.reviews)
-    assert corpus.sample(path, 1.0, 1000).counts()["reviews"] == 0
-    with pytest.raises(InputError, match="all reviews are held out"):
-        corpus.cut(corpus.sample(path, 1.0, 1000).reviews, 1000)
-
-
 def test_a_batch_is_a_row_group_since_long_reviews_have_small_ones(tmp_path: Path) -> None:
     rows = [{"id": f"{n}", "split": "", "label": "", "rating": 0, "text": "a"} for n in range(9)]
     batch = pa.RecordBatch.from_pylist(rows, corpus.SCHEMA)

@@ -17,7 +17,7 @@ from minigpt import config
 from minigpt.common import files, paths
 from minigpt.common.errors import InputError
 from minigpt.config import Config, EngineConfig
-from minigpt.data import corpus, tokenizer
+from minigpt.data import corpus, subsampling, tokenizer
 from minigpt.data.sequences import verify, without_addresses
 from minigpt.engine import cluster, data
 
@@ -141,8 +141,8 @@ def test_a_task_whose_worker_is_killed_runs_again(
 
     monkeypatch.setattr(data, "_draw", killed_once)
     reviews = data.Reviews(paths.REVIEWS, 0.2, EngineConfig(kind="ray"), 2)
-    local = corpus.sample(paths.REVIEWS, 0.2, 500)
-    assert reviews.sample(500) == corpus.cut(local.reviews, 500)
+    local = subsampling.sample(paths.REVIEWS, 0.2, 500)
+    assert reviews.sample(500) == subsampling.cut(local.reviews, 500)
     assert once.exists()
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from minigpt.common import backend, files, progress
 from minigpt.common.errors import InputError
 from minigpt.config import EngineConfig, SequencesConfig
-from minigpt.data import corpus, cutting, shards, stored, tokenizer
+from minigpt.data import corpus, cutting, shards, stored, subsampling, tokenizer
 from minigpt.data.sequences import SPLITS
 from minigpt.data.tokenizer import Tokenizer, WordTokenizer
 from minigpt.engine import cluster
@@ -67,10 +67,10 @@ class Reviews:
         self._blocks = [groups[start : start + size] for start in groups[::size]]
 
     def sample(self, most_bytes: int) -> list[str]:
-        """Returns the texts of what `corpus.sample` draws, of so many bytes."""
+        """Returns the texts of what `subsampling.sample` draws, of so many bytes."""
         drawn = self._pass("vocab: sample", _draw, self._fraction, most_bytes)
         batches = (batch for part in drawn for batch in part.to_batches())
-        return corpus.cut(corpus.draw(batches, most_bytes).reviews, most_bytes)
+        return subsampling.cut(subsampling.draw(batches, most_bytes).reviews, most_bytes)
 
     def count(self, style: str, most: int) -> tuple[pa.Table, tokenizer.Totals]:
         """Counts tokens as `tokenizer.count` does.
@@ -279,7 +279,7 @@ def _call(
 
 
 def _draw(path: Path, block: range, fraction: float, most_bytes: int) -> pa.Table:
-    return corpus.sample(path, fraction, most_bytes, groups=block).reviews
+    return subsampling.sample(path, fraction, most_bytes, groups=block).reviews
 
 
 def _tally(path: Path, block: range, fraction: float, style: str, parts: int) -> list[Any]:

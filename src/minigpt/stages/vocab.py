@@ -8,7 +8,7 @@ import pyarrow as pa
 from minigpt import config
 from minigpt.common import files, paths
 from minigpt.config import Config
-from minigpt.data import bpe, corpus, tokenizer
+from minigpt.data import bpe, corpus, subsampling, tokenizer
 from minigpt.data.tokenizer import Tokenizer, Totals
 from minigpt.engine import cluster
 from minigpt.engine.data import Reviews
@@ -34,8 +34,8 @@ class _LocalReviews:
     fraction: float
 
     def sample(self, most_bytes: int) -> list[str]:
-        drawn = corpus.sample(paths.REVIEWS, self.fraction, most_bytes)
-        return corpus.cut(drawn.reviews, most_bytes)
+        drawn = subsampling.sample(paths.REVIEWS, self.fraction, most_bytes)
+        return subsampling.cut(drawn.reviews, most_bytes)
 
     def count(self, style: str, most: int) -> tuple[pa.Table, Totals]:
         counts = tokenizer.count(corpus.texts(paths.REVIEWS, self.fraction), style)
