@@ -412,7 +412,7 @@ class EngineConfig(Section):
     address: Address = ""
     """Ray's head; nothing: each stage starts Ray here, on loopback."""
     storage: Storage = ""
-    """Where Ray's workers write the shards of sequences; nothing: in data/sequences."""
+    """Where shards of the reviews and the sequences are written; nothing: in data/."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1_024)
     """Processors that Ray reserves for a worker."""
     use_gpu: bool = False

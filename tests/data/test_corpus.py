@@ -1,7 +1,11 @@
 """The table of reviews and its split."""
 
+import contextlib
 import errno
+import shutil
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minigpt.common import progress
 from minigpt.common.errors import InputError
-from minigpt.data import corpus
+from minigpt.data import corpus, stored
 
 TABLE = pa.Table.from_pylist(
     [
@@ -113,6 +118,84 @@ def test_a_batch_is_a_row_group_since_long_reviews_have_small_ones(tmp_path: Pat
     assert corpus.row_groups(path) == 3
     assert [len(batch) for batch in corpus.read_batches(path, ["id"])] == [2, 6, 1]
     assert [b["id"].to_pylist() for b in corpus.read_batches(path, ["id"], range(2, 3))] == [["8"]]
+
+
+@settings(deadline=None, derandomize=True, max_examples=20)
+@given(
+    st.lists(
+        st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=3),
+        max_size=4,
+    )
+)
+def test_shards_at_an_address_are_read_as_a_file_is(groups: list[list[str]]) -> None:
+    batches = [
+        pa.RecordBatch.from_pylist(
+            [{"id": f"{n}/{i}", "split": "", "text": text} for i, text in enumerate(texts)],
+            corpus.SCHEMA,
+        )
+        for n, texts in enumerate(groups)
+    ]
+    whole, table = Path("whole.parquet"), Path("table.parquet")
+
+    def assert_equal() -> None:
+        assert corpus.row_groups(table) == corpus.row_groups(whole) == len(batches)
+        for some in (None, range(len(batches) // 2), range(len(batches))[::-2]):
+            both = [
+                list(corpus.read_batches(path, ["text", "id"], some)) for path in (table, whole)
+            ]
+            assert both[0] == both[1]
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        written = corpus.write_reviews(batches, whole)
+        assert corpus.write_shards(batches, table, "shared/a b") == written
+        before = table.read_bytes()
+        corpus.write_shards(batches, table, "shared/a b")
+        assert table.read_bytes() == before
+        assert_equal()
+        assert not stored.cache().exists()  # nothing is kept unless it is fetched
+        corpus.fetch(table, progress.bar)
+        shutil.rmtree("shared", ignore_errors=True)
+        assert_equal()
+        corpus.fetch(whole, progress.bar)  # which does nothing
+
+
+def test_a_wrong_shard_is_named_with_the_way_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, batch = Path("reviews.parquet"), TABLE.to_batches()[0]
+    corpus.write_shards([batch[:1], batch[1:]], path, f"file://{tmp_path}/shared")
+    before = path.read_bytes()
+    second = pq.read_table(path)["sha256"][1].as_py()
+
+    def complaint(call: Any) -> str:
+        with pytest.raises(InputError) as caught:
+            call()
+        return str(caught.value)
+
+    def read() -> None:
+        list(corpus.read_batches(path, ["text"], [1]))
+
+    shard = tmp_path / "shared" / second
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1] + b"x")
+    expected = f"shard file://{shard} was altered (its sha256 differs); make the shards again: "
+    for call in (read, lambda: corpus.fetch(path, progress.bar)):
+        assert complaint(call) == expected + "dvc repro -sf download"
+    list(corpus.read_batches(path, ["text"], [0]))
+    shard.write_bytes(data)
+    corpus.fetch(path, progress.bar)
+    (stored.cache() / second).write_bytes(data[:-1])
+    assert complaint(read).endswith("; delete it, and run this again to fetch it")
+    (stored.cache() / second).unlink()
+    read()
+
+    # What can't be stored leaves the table as it was.
+    def write() -> None:
+        corpus.write_shards([batch], path, f"{path.resolve()}/in")
+
+    assert "reviews.parquet/in can't be reached (" in complaint(write)
+    assert path.read_bytes() == before
 
 
 def test_held_out_reviews_stay_the_same_between_versions() -> None:

@@ -16,12 +16,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from minigpt import config
 from minigpt.common.errors import InputError
-from minigpt.config import CorpusConfig
-from minigpt.data import archive, corpus, download
+from minigpt.config import CorpusConfig, EngineConfig
+from minigpt.data import archive, corpus, download, own_files
 from minigpt.stages import download as stage
 
 BODY = bytes(range(256)) * 1200  # larger than one chunk and than a socket's first segment
@@ -385,9 +386,10 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
-def resolved(url: str, **changes: Any) -> CorpusConfig:
+def resolved(url: str, storage: str = "", **changes: Any) -> SimpleNamespace:
     values = {"format": "archive", "url": url, "sha256": SHA256, "folders": ["a/b/c"]}
-    return CorpusConfig(**{**values, **changes})
+    engine = EngineConfig(kind="ray", storage=storage)
+    return SimpleNamespace(corpus=CorpusConfig(**{**values, **changes}), engine=engine)
 
 
 def test_a_signed_address_comes_from_the_environment_and_is_written_nowhere(
@@ -404,7 +406,7 @@ def test_a_signed_address_comes_from_the_environment_and_is_written_nowhere(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archive, "read", read)
-    configured = SimpleNamespace(corpus=resolved("http://127.0.0.1:9/reviews.tar.gz"))
+    configured = resolved("http://127.0.0.1:9/reviews.tar.gz")
     monkeypatch.setattr(config, "load", lambda path: configured)
     monkeypatch.setenv("MINIGPT_CORPUS_URL", f" {server.url}{SIGNED}\n")
     server.answers = [reply()]
@@ -439,7 +441,7 @@ def test_headers_that_make_no_sense_show_no_address(
     server.answers = [answer]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(archive, "read", lambda *args: iter(()))
-    configured = SimpleNamespace(corpus=resolved(server.url))
+    configured = resolved(server.url)
     monkeypatch.setattr(config, "load", lambda path: configured)
     monkeypatch.setenv("MINIGPT_CORPUS_URL", server.url + SIGNED)
     stage.run()
@@ -455,11 +457,38 @@ def test_files_of_one_s_own_are_read_from_where_a_file_address_leads(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MINIGPT_CORPUS_URL", "http://127.0.0.1:9/x")  # for archives alone
     for url in (folder.as_uri(), folder.as_uri().replace("//", "//localhost"), "a b?"):
-        configured = SimpleNamespace(corpus=resolved(url, format="files", sha256=""))
+        configured = resolved(url, format="files", sha256="")
         monkeypatch.setattr(config, "load", lambda path, found=configured: found)
         stage.run()
         assert corpus.read_reviews(Path("data/reviews.parquet"), ["id"])["id"].to_pylist() == ["a"]
-    configured = SimpleNamespace(corpus=resolved("https://host/a", format="files", sha256=""))
+    configured = resolved("https://host/a", format="files", sha256="")
     monkeypatch.setattr(config, "load", lambda path: configured)
     with pytest.raises(InputError, match=r"corpus.url=https://host/a cannot be read: use file:///"):
+        stage.run()
+
+
+def test_with_a_storage_the_table_is_at_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.txt").write_text("A film.", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    configured = resolved("mine", f"file://{tmp_path}/shared", format="files", sha256="")
+    monkeypatch.setattr(config, "load", lambda path: configured)
+    stage.run()
+    table = Path("data/reviews.parquet")
+    (shard,) = pq.read_table(table).to_pylist()
+    assert shard == {
+        "records": 1,
+        "bytes": Path("shared", shard["sha256"]).stat().st_size,
+        "sha256": hashlib.sha256(Path("shared", shard["sha256"]).read_bytes()).hexdigest(),
+        "address": f"file://{tmp_path}/shared/{shard['sha256']}",
+    }
+    assert corpus.read_reviews(table, ["id", "text"]).to_pylist() == [
+        {"id": "a", "text": "A film."}
+    ]
+    # A storage that can't be reached is told before the corpus is read.
+    monkeypatch.setattr(own_files, "read", None)
+    configured.engine = EngineConfig(kind="ray", storage=f"{tmp_path}/mine/a.txt/in")
+    with pytest.raises(InputError, match=r"a.txt/in can't be reached"):
         stage.run()

@@ -74,13 +74,32 @@ def test_the_pipeline_runs_on_ray_whoever_is_killed(project: Project, finished: 
     assert printed.count("starting Ray on this machine") == 3
     assert re.search(r"worker \d of 2 was lost", printed)
 
+    # It goes on. SIGTERM ends it after a step that all workers agree on, with a checkpoint.
+    project.edit("conf/experiment/tiny.yaml", "^  steps: 4", "  steps: 1000")
+    before, begun = reached(), project / "reports/run.json"
+    begun.unlink()
+    running = start(project, "dvc", "repro")
+    until(running, begun.exists)
+    (train,) = below(running.pid, "-m minigpt.stages train")
+    started = set(train.children(recursive=True))
+    train.terminate()
+    train.wait(300)  # it compiles before
+    wait_for_the_end(started, time.monotonic() + ENDED_S)
+    stopped, _ = running.communicate()
+    assert "exited with 130" in stopped and "error: train: interrupted\n" in stopped
+    after = reached()
+    assert after["epochs"] == before["epochs"] and after["step"] > before["step"]
+    at = "epoch {epochs}, step {step}".format(**after)
+    assert f"stopped; the last checkpoint is after {at}, and `dvc repro` resumes" in stopped
+    assert project.runs()[known].info.status == "KILLED"
+
     # It goes on, and what it makes is whole: the terminal, the table and MLflow have the losses.
     again = project.dvc("repro")
     assert ran(again) == ["train", "evaluate", "sample", "register"]
-    assert "resuming after epoch " in again
+    assert "resuming after epoch " in stopped and f"resuming after {at}\n" in again
     losses = project.losses()
     for row in losses:
-        assert f"epoch {row['epoch']:.0f}, loss {row['loss']:.5g}" in printed + again
+        assert f"epoch {row['epoch']:.0f}, loss {row['loss']:.5g}" in printed + stopped + again
     assert project.json("reports/run.json")["settings"]["processes"] == 2
     (run,) = project.runs()[known:]
     assert run.info.status == "FINISHED"
@@ -93,14 +112,15 @@ def test_the_pipeline_runs_on_ray_whoever_is_killed(project: Project, finished: 
     wait_for_the_end(agents, killed + AGENTS_ENDED_S)
     shutil.rmtree(*logs)  # which a killed stage leaves
 
-    # The local stages' bytes, though the shards are elsewhere, so nothing runs again without Ray.
+    # The local stages' bytes, though the shards of the reviews, which are one, and of the sequences
+    # are elsewhere. So nothing runs again without Ray.
     for path in (finished / "data/tokenizer").iterdir():
         assert (project / "data/tokenizer" / path.name).read_bytes() == path.read_bytes()
     manifest = project.json("data/sequences/manifest.json")
     assert sequences.without_addresses(manifest) == finished.json("data/sequences/manifest.json")
+    sharded = finished / "data/reviews.parquet", *(finished / "data").glob("*/*.tfrecord")
     assert {path.name: path.read_bytes() for path in shared.iterdir()} == {
-        files.sha256(path): path.read_bytes()
-        for path in (finished / "data/sequences").glob("*.tfrecord")
+        files.sha256(path): path.read_bytes() for path in sharded
     }
     (project / "params.yaml").write_text(local)
     assert project.repro() == ["compose"]

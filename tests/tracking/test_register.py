@@ -13,6 +13,7 @@ from tracked import CONFIG, MODEL, changed, fake_model, runs, write_model, write
 from minigpt import config
 from minigpt.common import files, paths
 from minigpt.common.errors import InputError
+from minigpt.data import corpus
 from minigpt.data.tokenizer import WordTokenizer
 from minigpt.evaluation import held_out
 from minigpt.stages import register
@@ -142,7 +143,7 @@ def test_a_champion_is_measured_on_the_reviews_of_the_evaluation(
     reviews = pa.table({"id": [str(i) for i in range(40)], "text": ["a film"] * 40})
     paths.REVIEWS.parent.mkdir()
     pq.write_table(reviews, paths.REVIEWS)
-    mask = register.corpus.is_validation(reviews["id"].combine_chunks(), 0.25)
+    mask = corpus.is_validation(reviews["id"].combine_chunks(), 0.25)
     digest = held_out.digest(reviews.filter(pa.array(mask)))
     monkeypatch.setattr(held_out, "measure", lambda *args, **kwargs: {"bits_per_byte": 2.0})
     monkeypatch.setattr(register.charges, "learn", lambda *args: None)

@@ -1,9 +1,15 @@
-"""The corpus: one table of reviews, stored as Parquet, and its split into training and held out."""
+"""The corpus: one table of reviews, stored as Parquet, and its split into training and held out.
+
+The table is one file or, at an address, shards of a row group each and a table of them in its
+place. Readers take both.
+"""
 
 import contextlib
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +17,7 @@ import pyarrow.parquet as pq
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.data import stored
 
 SCHEMA = pa.schema(
     [
@@ -19,6 +26,15 @@ SCHEMA = pa.schema(
         ("label", pa.string()),
         ("rating", pa.int8()),
         ("text", pa.string()),
+    ]
+)
+# The table of shards, whose columns are the keys of any shard's entry; see `stored`.
+SHARDS = pa.schema(
+    [
+        ("records", pa.int64()),
+        ("bytes", pa.int64()),
+        ("sha256", pa.string()),
+        ("address", pa.string()),
     ]
 )
 
@@ -82,43 +98,85 @@ def write_reviews(
     return count
 
 
-def read_reviews(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Reads all reviews that `write_reviews` wrote.
+def write_shards(
+    batches: Iterable[pa.RecordBatch],
+    path: Path,
+    storage: str,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> int:
+    """Writes reviews as shards at an address, and a table of the shards.
 
     Args:
-        path: The Parquet file.
-        columns: The columns to read.
+        batches: As for `write_reviews`; each batch becomes a shard.
+        path: The file for the table of the shards, which is replaced as by `write_reviews`.
+        storage: The address of a folder.
+        progress: As for `write_reviews`.
 
     Returns:
-        The table, with its columns in that order.
+        The number of reviews.
 
     Raises:
-        InputError: The file is missing or damaged.
+        InputError: The storage can't be reached.
     """
-    with (
-        as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS),
-        pq.ParquetFile(path, page_checksum_verification=True) as file,
-    ):
-        return file.read(columns).select(columns)
+    count, shards = 0, list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
+        file = Path(folder) / "shard"
+        for batch in batches:
+            count += write_reviews([batch], file)
+            size, sha256 = file.stat().st_size, files.sha256(file)
+            shard = {"records": len(batch), "bytes": size, "sha256": sha256}
+            shards.append({**shard, "address": stored.put(file, storage, sha256)})
+            if progress:
+                progress(count, None)
+    with files.replacing(path) as beside:
+        pq.write_table(pa.Table.from_pylist(shards, SHARDS), beside, write_page_checksum=True)
+    if progress:
+        progress(count, count)
+    return count
+
+
+def fetch(path: Path, bar: Callable[[str, str], stored.Progress]) -> None:
+    """Fetches the shards that this machine lacks, if the table is at an address.
+
+    So what reads the table several times is at the address once.
+
+    Args:
+        path: What `write_reviews` or `write_shards` wrote.
+        bar: Makes a progress bar of an activity and a unit, if there are shards to fetch.
+
+    Raises:
+        InputError: The file is missing or damaged, or a shard can't be fetched.
+    """
+    with _opened(path, path) as file:
+        shards = _shards(file)
+    if shards is not None:
+        stored.fetch(shards.to_pylist(), "download", lambda: bar("reviews: fetched", "shards"))
 
 
 def row_groups(path: Path) -> int:
-    """Returns the number of row groups in what `write_reviews` wrote.
+    """Returns the number of row groups in what `write_reviews` or `write_shards` wrote.
 
     Raises:
         InputError: The file is missing or damaged.
     """
-    with as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS), pq.ParquetFile(path) as file:
-        return int(file.num_row_groups)
+    with _opened(path, path) as file:
+        return int(file.num_row_groups) if (shards := _shards(file)) is None else len(shards)
+
+
+def read_reviews(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Returns all that `read_batches` yields."""
+    schema = pa.schema([SCHEMA.field(name) for name in columns])
+    return pa.Table.from_batches(read_batches(path, columns), schema)
 
 
 def read_batches(
     path: Path, columns: Sequence[str], groups: Sequence[int] | None = None
 ) -> Iterator[pa.RecordBatch]:
-    """Reads what `write_reviews` wrote in batches, so that memory stays bounded.
+    """Reads reviews in batches, so that memory stays bounded.
 
     Args:
-        path: The Parquet file.
+        path: What `write_reviews` or `write_shards` wrote. Of shards, those that `fetch` has not
+            fetched are read at their address, one after the other.
         columns: The columns to read.
         groups: The row groups to read; None: all.
 
@@ -126,18 +184,40 @@ def read_batches(
         The reviews in their order, a row group at a time.
 
     Raises:
-        InputError: The file is missing or damaged.
+        InputError: The file is missing or damaged, or a shard can't be fetched.
     """
+    with _opened(path, path) as file:
+        shards = _shards(file)
+        if shards is None:
+            for group in range(file.num_row_groups) if groups is None else groups:
+                yield from _batches(file, columns, group)
+            return
+        for group in range(len(shards)) if groups is None else groups:
+            (shard,) = shards.slice(group, 1).to_pylist()
+            with stored.opened(shard, "download") as copy, _opened(copy, path) as part:
+                yield from _batches(part, columns, 0)
+
+
+def _shards(file: pq.ParquetFile) -> pa.Table | None:
+    """Returns the table of the shards; None: the file has the reviews."""
+    return file.read() if file.schema_arrow.equals(SHARDS) else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path, table: Path) -> Iterator[pq.ParquetFile]:
     with (
-        as_input_error(_DAMAGED.format(path), *_PARQUET_ERRORS),
+        as_input_error(_DAMAGED.format(table), *_PARQUET_ERRORS),
         # By default Arrow reads ahead.
         pq.ParquetFile(
             path, page_checksum_verification=True, pre_buffer=False, buffer_size=2**20
         ) as file,
     ):
-        for group in range(file.num_row_groups) if groups is None else groups:
-            for batch in file.iter_batches(REVIEWS_AT_ONCE, row_groups=[group], columns=columns):
-                yield batch.select(columns)
+        yield file
+
+
+def _batches(file: pq.ParquetFile, columns: Sequence[str], group: int) -> Iterator[pa.RecordBatch]:
+    for batch in file.iter_batches(REVIEWS_AT_ONCE, row_groups=[group], columns=columns):
+        yield batch.select(columns)
 
 
 def texts(

@@ -137,26 +137,17 @@ def verify(
             f"not {tokenizer.sha256}); make them again: dvc repro sequences"
         )
     splits = manifest["splits"].values()
-    stored.fetch((shard for split in splits for shard in split["shards"]), progress)
+    stored.fetch((shard for split in splits for shard in split["shards"]), "sequences", progress)
     for split in splits:
         for shard in split["shards"][rank::processes]:
             path = stored.local_path(directory, shard)
-            if not path.is_file():
-                wrong = "is missing"
-            elif path.stat().st_size != shard["bytes"]:
-                wrong = f"has {path.stat().st_size} bytes, not {shard['bytes']}"
-            elif files.sha256(path) != shard["sha256"]:
-                wrong = "was altered (its sha256 differs)"
-            else:
-                continue
-            raise InputError(f"shard {path} {wrong}; {_again(shard)}")
+            if wrong := stored.fault(path, shard):
+                raise InputError(f"shard {path} {wrong}; {_again(shard)}")
     return manifest
 
 
 def _again(shard: Mapping[str, Any]) -> str:
-    if "address" in shard:
-        return "delete it, and run this again to fetch it"
-    return "make it again: dvc repro sequences"
+    return stored.FETCH_AGAIN if "address" in shard else "make it again: dvc repro sequences"
 
 
 def without_addresses(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Shards at an address: in a folder that all machines see, or an object store that fsspec knows.
 
-A shard is stored under its SHA-256. So it is never replaced by another one, and an older manifest,
-which DVC may bring back, still finds its own.
+These are shards of the table of reviews, which `download` writes, and of the sequences. A shard is
+stored under its SHA-256. So it is never replaced by another one, and an older manifest, which DVC
+may bring back, still finds its own.
 """
 
 import contextlib
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 CACHE = ".dvc/tmp/shards"  # in the project's folder; may be a link to a disk of the machine
 AT_ONCE = 8  # transfers
 LONGEST_WAIT_S = 86_400  # for another process of this machine that fetches the same shards
+
+FETCH_AGAIN = "delete it, and run this again to fetch it"
 
 Progress = Callable[[int, int | None], None]
 
@@ -94,13 +97,56 @@ def local_path(directory: Path, shard: Mapping[str, Any]) -> Path:
     return cache() / shard["sha256"] if "address" in shard else directory / shard["file"]
 
 
+def fault(path: Path, shard: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the file of a shard, or nothing.
+
+    Args:
+        path: The file.
+        shard: Its entry in the manifest.
+    """
+    if not path.is_file():
+        return "is missing"
+    if (size := path.stat().st_size) != shard["bytes"]:
+        return f"has {size} bytes, not {shard['bytes']}"
+    return "" if files.sha256(path) == shard["sha256"] else "was altered (its sha256 differs)"
+
+
+@contextlib.contextmanager
+def opened(shard: Mapping[str, Any], stage: str) -> Iterator[Path]:
+    """Fetches a shard at an address, unless `fetch` has left it in `cache()`.
+
+    Args:
+        shard: Its entry in the manifest.
+        stage: The stage that makes it again.
+
+    Yields:
+        Where it is read. What isn't in `cache()` is deleted at the end.
+
+    Raises:
+        InputError: As for `fetch`; or the copy in `cache()` was altered.
+    """
+    copy = cache() / shard["sha256"]
+    if copy.is_file():
+        if wrong := fault(copy, shard):
+            raise InputError(f"shard {copy} {wrong}; {FETCH_AGAIN}")
+        yield copy
+        return
+    with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
+        copy = Path(folder) / shard["sha256"]
+        _fetch(shard, copy, stage)
+        yield copy
+
+
 def fetch(
-    shards: Iterable[Mapping[str, Any]], progress: Callable[[], Progress] | None = None
+    shards: Iterable[Mapping[str, Any]],
+    stage: str,
+    progress: Callable[[], Progress] | None = None,
 ) -> None:
     """Fetches the shards that have an address and are not in `cache()`, one process at a time.
 
     Args:
         shards: Their entries in the manifest.
+        stage: The stage that makes them again.
         progress: Makes what is called with the shards fetched so far and how many there are to
             fetch, if there are any.
 
@@ -118,7 +164,10 @@ def fetch(
             return
         show = progress() if progress else lambda done, total: None
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done, _ in enumerate(pool.map(_fetch, lacking), 1):
+            fetched = pool.map(
+                lambda shard: _fetch(shard, folder / shard["sha256"], stage), lacking
+            )
+            for done, _ in enumerate(fetched, 1):
                 show(done, len(lacking))
 
 
@@ -127,22 +176,19 @@ def _lacking(shards: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [shard for name, shard in found.items() if not (cache() / name).is_file()]
 
 
-def _fetch(shard: Mapping[str, Any]) -> None:
+def _fetch(shard: Mapping[str, Any], path: Path, stage: str) -> None:
     address = redact(shard["address"])
-    again = "make the shards again: dvc repro -sf sequences"
-    with files.replacing(cache() / shard["sha256"]) as beside, _reaching(address):
-        system, path = fsspec.url_to_fs(shard["address"])
+    again = f"make the shards again: dvc repro -sf {stage}"
+    with files.replacing(path) as beside, _reaching(address):
+        system, source = fsspec.url_to_fs(shard["address"])
         try:
-            system.get_file(path, os.fspath(beside))
+            system.get_file(source, os.fspath(beside))
         except FileNotFoundError as error:
             raise InputError(
                 f"shard {address} is missing. If this machine sees what else is there, {again}"
             ) from error
-        size = beside.stat().st_size
-        if size != shard["bytes"]:
-            raise InputError(f"shard {address} has {size} bytes, not {shard['bytes']}; {again}")
-        if files.sha256(beside) != shard["sha256"]:
-            raise InputError(f"shard {address} was altered (its sha256 differs); {again}")
+        if wrong := fault(beside, shard):
+            raise InputError(f"shard {address} {wrong}; {again}")
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ class Reviews:
         """Divides the row groups into blocks.
 
         Args:
-            path: What `corpus.write_reviews` wrote, in a folder that all machines see.
+            path: What `corpus.write_reviews` or `corpus.write_shards` wrote, in a folder that all
+                machines see. Tasks read only the shards that they need.
             fraction: The share that is held out; see `corpus.is_validation`.
             engine: The section `engine`; `workers` tasks run at a time.
             blocks: Tasks in a pass over the reviews; None: as many as suit the workers.

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from minigpt import config
 from minigpt.common import files, paths, progress
-from minigpt.data import sequences, subsampling
+from minigpt.data import corpus, sequences, subsampling
 from minigpt.data.text import tokenise
 from minigpt.evaluation import baselines, charges, charts, copying, held_out, pages, samples
 from minigpt.evaluation.samples import Sample
@@ -32,6 +32,7 @@ def run() -> None:
     trained = directory.load(paths.MODEL)
     asked = known(trained.tokenizer, settings.evaluate.prompts, "evaluate.prompts")
     fraction = trained.config["sequences"]["validation_fraction"]
+    corpus.fetch(paths.REVIEWS, progress.bar)
     drawn, held_drawn = subsampling.samples(paths.REVIEWS, fraction, settings.evaluate.sample_bytes)
     learned, held = drawn.reviews, held_drawn.reviews
     encoded = trained.tokenizer.encode(learned["text"])

@@ -8,7 +8,7 @@ from typing import Any
 from minigpt import config
 from minigpt.common import files, paths, progress
 from minigpt.common.errors import InputError
-from minigpt.data import subsampling
+from minigpt.data import corpus, subsampling
 from minigpt.evaluation import charges, held_out
 from minigpt.model import directory
 from minigpt.tracking import card, gate, registry
@@ -113,6 +113,7 @@ def _measure(
     model: directory.ModelDirectory, validation_fraction: float, most_bytes: int, digest: str
 ) -> dict[str, float]:
     """The figures of another model on the reviews that were held out from this one."""
+    corpus.fetch(paths.REVIEWS, progress.bar)
     drawn = subsampling.samples(paths.REVIEWS, validation_fraction, most_bytes)
     learned, held = (sample.reviews for sample in drawn)
     if held_out.digest(held) != digest:

@@ -36,6 +36,7 @@ def run() -> None:
 
 def _write(chosen: SequencesConfig, encoder: Tokenizer) -> dict[str, Any]:
     backend.import_tensorflow()
+    corpus.fetch(paths.REVIEWS, progress.bar)
     text, fraction = None, chosen.validation_fraction
     if chosen.has_text:
         bar = progress.bar("sequences: charges", "reviews")

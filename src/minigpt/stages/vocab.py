@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from minigpt import config
-from minigpt.common import files, paths
+from minigpt.common import files, paths, progress
 from minigpt.config import Config
 from minigpt.data import bpe, corpus, subsampling, tokenizer
 from minigpt.data.tokenizer import Tokenizer, Totals
@@ -24,6 +24,7 @@ def run() -> None:
         with cluster.connected(settings.engine):
             learn(settings, Reviews(paths.REVIEWS, fraction, settings.engine))
     else:
+        corpus.fetch(paths.REVIEWS, progress.bar)
         learn(settings, _LocalReviews(fraction))
 
 
