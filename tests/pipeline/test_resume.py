@@ -83,7 +83,7 @@ def test_only_a_checkpoint_of_the_same_code_is_resumed(project: Project, tmp_pat
     project.edit("resolved.yaml", r"^preview:\n  max_tokens: 8", "preview:\n  max_tokens: 9")
     assert "resuming after epoch 0, step " in project.stage("train")
     shutil.copytree(tmp_path / "interrupted", project / "checkpoints", dirs_exist_ok=True)
-    project.edit("src/minigpt/model/network.py", "ops[.]relu", "ops.gelu")
+    project.edit("src/minigpt/model/block.py", "ops[.]relu", "ops.gelu")
     assert "resuming" not in project.stage("train")
 
 
