@@ -29,7 +29,7 @@ corpus:
   max_bytes: 2000000000
   max_members: 1000000
   max_ratio: 100.0
-vocabulary: {style: published, max_tokens: 19999, sample_bytes: 10000000}
+vocabulary: {style: published, max_tokens: 19999, min_count: 1, sample_bytes: 10000000}
 sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
 model:
   {vocabulary_size: 20000, context_length: 80, positions: learned, embed_dim: 256, num_blocks: 1,

@@ -173,6 +173,8 @@ class VocabularyConfig(Section):
     """Words of any script, spaced: of ASCII, published: as the script; bpe: parts of words."""
     max_tokens: int = Field(ge=3, le=10_000_000)
     """Most entries, special ones included; bpe: at least 257."""
+    min_count: int = Field(default=1, ge=1, le=1_000_000)
+    """Occurrences that a word needs; from 2 on, a small corpus has [UNK] to learn from too."""
     sample_bytes: int = Field(default=10**7, ge=1, le=10**9)
     """Bytes of the training texts that bpe learns from."""
 

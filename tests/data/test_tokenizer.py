@@ -134,6 +134,13 @@ def test_build_never_lists_the_special_tokens_twice():
     assert built == WordTokenizer(("", "[UNK]", "a", "b"), "spaced") and len(built) == 4
 
 
+def test_build_leaves_out_what_occurs_too_seldom():
+    counts = pa.table({"token": ["a", "b", "c", "d"], "count": [9, 3, 2, 1]})
+    for min_count, expected in ((1, "abcd"), (2, "abc"), (3, "ab"), (10, "")):
+        built = tokenizer.build(counts, 10, "words", separated=True, min_count=min_count)
+        assert built.tokens[3:] == tuple(expected)
+
+
 def test_encode_and_decode():
     words = WordTokenizer(("", "[UNK]", "good", "film", "!"), "published")
     texts = pa.array(["Good film!", "", "bad  FILM"])

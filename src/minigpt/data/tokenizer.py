@@ -270,7 +270,9 @@ def in_order(counts: pa.Table) -> pa.Table:
     return counts.sort_by([("count", "descending"), ("token", "descending")])
 
 
-def build(counts: pa.Table, max_tokens: int, style: str, separated: bool = False) -> WordTokenizer:
+def build(
+    counts: pa.Table, max_tokens: int, style: str, separated: bool = False, min_count: int = 1
+) -> WordTokenizer:
     """Builds the tokenizer of the most frequent tokens.
 
     Args:
@@ -278,9 +280,11 @@ def build(counts: pa.Table, max_tokens: int, style: str, separated: bool = False
         max_tokens: The most tokens to keep, the special ones among them.
         style: How the texts were split.
         separated: Whether a separator stands before each document.
+        min_count: How often a token must occur.
     """
     special = (*SPECIAL_TOKENS, SEPARATOR_TOKEN) if separated else SPECIAL_TOKENS
-    frequent = counts["token"].slice(0, max_tokens).to_pylist()
+    enough = counts.slice(0, max_tokens).filter(pc.field("count") >= min_count)
+    frequent = enough["token"].to_pylist()
     learned = [token for token in frequent if token not in SPECIAL_TOKENS]
     return WordTokenizer((*special, *learned[: max_tokens - len(special)]), style)
 

@@ -59,7 +59,9 @@ def learn(settings: Config, reviews: _LocalReviews | Reviews) -> None:
     else:
         counts, totals = reviews.count(chosen.style, chosen.max_tokens)
         separated = chosen.style == "words" and settings.sequences.policy != "head"
-        built = tokenizer.build(counts, chosen.max_tokens, chosen.style, separated)
+        built = tokenizer.build(
+            counts, chosen.max_tokens, chosen.style, separated, chosen.min_count
+        )
         built.save(paths.TOKENIZER)
         metrics = tokenizer.metrics(built, counts, totals)
         if settings.sequences.validation_fraction:
