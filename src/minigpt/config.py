@@ -231,6 +231,10 @@ class ModelConfig(Section):
     """Share dropped after attention and feed-forward."""
     tied_embeddings: bool = False
     """Whether the head reuses the token embeddings."""
+    cutoff: int = Field(default=0, ge=0, le=10_000_000)
+    """Frequent tokens; those from here on are the tail of an adaptive softmax; 0: no tail."""
+    tail_dim: Width = 128
+    """Width of a token of the tail, in the embeddings and in the head."""
     dtype_policy: Literal["auto", "float32", "mixed_bfloat16"] = "auto"
     """Keras dtype policy; auto: mixed_bfloat16 where the processor multiplies in bfloat16."""
 
@@ -240,6 +244,11 @@ class ModelConfig(Section):
         problems = []
         if width % heads:
             problems.append(f"embed_dim is {width}, not divisible by model.num_heads, {heads}")
+        if self.cutoff and self.tied_embeddings:
+            problems.append(
+                f"cutoff is {self.cutoff}, but an adaptive softmax can't reuse the embeddings: set "
+                "it to 0, or model.tied_embeddings to false"
+            )
         if self.positions == "rotary" and self.key_dim % 2:
             problems.append(
                 f"key_dim is {self.key_dim}: rotary positions need an even number (model.positions)"

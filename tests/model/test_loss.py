@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from minigpt.model import loss
+from minigpt.model import head, loss
 from minigpt.training.fit import LossModel
 
 WORDS, WIDTH = 23, 6
@@ -172,20 +172,26 @@ def test_half_precision_stays_near(gradients: Any, compiled: Any) -> None:
     close(bias, expected["bias"], 0.03)
 
 
-@pytest.mark.parametrize("tied", [False, pytest.param(True, marks=pytest.mark.backend)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        pytest.param({"tied_embeddings": True}, marks=pytest.mark.backend),
+        pytest.param({"cutoff": 20, "tail_dim": 6}, marks=pytest.mark.backend),
+    ],
+)
 def test_every_weight_of_the_model_learns_as_from_the_plain_loss(
-    make_network: Any, gradients: Any, tied: bool
+    make_network: Any, gradients: Any, changes: Any
 ) -> None:
-    network = make_network(num_blocks=1, tied_embeddings=tied)
+    network = make_network(num_blocks=1, **changes)
     rng = np.random.default_rng(1)
     tokens, targets = rng.integers(0, 60, (2, 4, 9)).astype("int32")
     weights = rng.random(targets.shape).astype("float32")
     variables = network.trainable_variables
 
     def fused() -> Any:
-        kernel, bias = network.head
         hidden = network.hidden(tokens)
-        return loss.weighted_losses(hidden, kernel, bias, targets, weights, weights)[0]
+        return head.weighted_losses(hidden, network.head, targets, weights, weights, 4)[0]
 
     def plain() -> Any:
         losses = keras.losses.sparse_categorical_crossentropy(

@@ -102,7 +102,7 @@ def published_logits(network: MiniGPT, tokens: np.ndarray) -> np.ndarray:
         x = run(norm, block.feed_forward_norm, inputs=[x + fed])
     head = layers.Dense(config.vocabulary_size)
     head(x)
-    head.set_weights([ops.convert_to_numpy(weight) for weight in network.head])
+    head.set_weights([ops.convert_to_numpy(weight) for weight in network.head[:2]])
     return ops.convert_to_numpy(head(x))
 
 

@@ -26,7 +26,7 @@ WIDTHS = {"embed_dim": 16, "num_blocks": 1, "num_heads": 2, "key_dim": 8, "feed_
 SIZES = {"vocabulary_size": len(WORDS), "context_length": 8, **WIDTHS}
 # Neither 4 devices nor 2 processes divide a batch or the split.
 PLAN = {
-    "model": {**SIZES, "dropout": 0.1, "dtype_policy": "float32"},
+    "model": {**SIZES, "dropout": 0.1, "cutoff": 3, "tail_dim": 4, "dtype_policy": "float32"},
     "train": {"batch_size": 9, "epochs": 3, "learning_rate": 0.5, "backend": "jax"},
 }
 STOPPED_S = 20  # in which all processes have ended after one of them has; stated in docs/scale.md

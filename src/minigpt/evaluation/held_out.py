@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from minigpt.data import sequences, text
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts
 from minigpt.evaluation.charges import Charges, Nats
-from minigpt.model import loss as cross_entropy
+from minigpt.model import head
 from minigpt.model.network import MiniGPT
 
 # Of bits per byte. 1: of lower-case text with single spaces, [UNK] and first tokens spelled byte by
@@ -279,6 +279,4 @@ class _TargetLosses(keras.Model):
 
     def call(self, tokens: Any) -> tuple[Any, Any]:
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        hidden = self.network.hidden(inputs)
-        kernel, bias = self.network.head
-        return cross_entropy.token_losses(hidden, kernel, bias, targets)
+        return head.token_losses(self.network.hidden(inputs), self.network.head, targets)

@@ -34,19 +34,55 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
         Nats of each position, float32 (B, T), and whether no word was more probable than the
         target, bool (B, T).
     """
-    whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
-    hiddens, answers = _blocks(hidden, kernel), _blocks(targets, kernel)
+    found, best = log_probabilities(hidden, kernel, bias, targets)
+    return -found, found >= best
 
-    def of_block(nothing: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
+
+def log_probabilities(
+    hidden: Any,
+    kernel: Any,
+    bias: Any,
+    targets: Any,
+    columns: int | None = None,
+    seen: Any | None = None,
+) -> tuple[Any, Any]:
+    """Computes log probabilities of the targets, and of the most probable words.
+
+    Args:
+        hidden: (B, T, C), in the dtype of the matrix products; T is static.
+        kernel: (C, V), in the dtype of the weights; V is static.
+        bias: (V,).
+        targets: int32 (B, T).
+        columns: The most probable word is one of so many; None: of all.
+        seen: bool (B, T); blocks without a position that is seen are passed over, and have zeros.
+            None: all are seen.
+
+    Returns:
+        Both, in nats, float32 (B, T).
+    """
+    words = kernel.shape[1]
+    whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
+    hiddens, answers = _blocks(hidden, words), _blocks(targets, words)
+
+    def counted(number: Any) -> tuple[Any, Any]:
         logits = _float32(_logits(hiddens[:, number], whole))
         largest = ops.max(logits, axis=-1)
-        total = ops.sum(ops.exp(logits - largest[..., None]), axis=-1)
-        chosen = _of_each(logits, answers[:, number])
-        return nothing, (ops.log(total) + largest - chosen, ops.equal(chosen, largest))
+        total = ops.log(ops.sum(ops.exp(logits - largest[..., None]), axis=-1))
+        best = largest if columns is None else ops.max(logits[..., :columns], axis=-1)
+        return _of_each(logits, answers[:, number]) - largest - total, best - largest - total
 
-    _, found = _scan(of_block, ops.zeros(()), answers.shape[1], ("float32", "bool"))
-    losses, hits = (_joined(blocks, targets) for blocks in found)
-    return losses, hits
+    shown = None if seen is None else _blocks(_float32(seen), words)
+
+    def of_block(nothing: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
+        if shown is None:
+            return nothing, counted(number)
+        zeros = ops.zeros_like(answers[:, 0], "float32")
+        some = ops.any(shown[:, number] > 0)
+        return nothing, ops.cond(some, lambda: counted(number), lambda: (zeros, zeros))
+
+    _, found = _scan(of_block, ops.zeros(()), answers.shape[1], ("float32", "float32"))
+    chosen, best = (_joined(blocks, targets) for blocks in found)
+    return chosen, best
 
 
 def weighted_losses(
@@ -57,6 +93,7 @@ def weighted_losses(
     weights: Any,
     observed: Any,
     sequences: int = 128,
+    sparse: bool = False,
 ) -> Any:
     """Computes two weighted sums of the cross-entropy, of which the first has gradients.
 
@@ -68,6 +105,7 @@ def weighted_losses(
         weights: float32 (B, T), the weight of each position in the first sum.
         observed: float32 (B, T), its weight in the second sum, which has no gradients.
         sequences: About B, which TensorFlow may not know: it decides the size of a block.
+        sparse: Whether blocks without weights are passed over.
 
     Returns:
         The sums, float32 (2,), differentiable in hidden, kernel and bias.
@@ -79,10 +117,21 @@ def weighted_losses(
         # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
         hiddens, answers, shares = (
-            _blocks(x, kernel, sequences, hidden.dtype) for x in (hidden, targets, weights)
+            _blocks(x, words, sequences, hidden.dtype) for x in (hidden, targets, weights)
         )
+        seen = _blocks(weights + observed, words, sequences, hidden.dtype)
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
+            if not sparse:
+                return counted(d_whole, number)
+            nothing = ops.zeros_like(hiddens[:, 0], "float32"), ops.ones_like(shares[:, 0])
+            return ops.cond(
+                ops.any(seen[:, number] > 0),
+                lambda: counted(d_whole, number),
+                lambda: (d_whole, nothing),
+            )
+
+        def counted(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
             probabilities = _softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
             probability = _float32(_of_each(probabilities, target))
@@ -123,10 +172,10 @@ def weighted_losses(
     return fused(hidden, kernel, bias)
 
 
-def _blocks(x: Any, kernel: Any, sequences: int = 128, dtype: Any = "float32") -> Any:
+def _blocks(x: Any, words: int, sequences: int = 128, dtype: Any = "float32") -> Any:
     """Splits (B, T, ...) into (B, blocks, t, ...) and fills the last block with zeros."""
     length, size = x.shape[1], 4 if keras.backend.standardize_dtype(dtype) == "float32" else 2
-    count = -(-length // max(1, BLOCK_BYTES // (size * sequences * kernel.shape[1])))
+    count = -(-length // max(1, BLOCK_BYTES // (size * sequences * words)))
     positions = -(-length // count)
     rest = [(0, 0)] * len(x.shape[2:])
     x = ops.pad(x, [(0, 0), (0, count * positions - length), *rest])

@@ -14,6 +14,7 @@ Shapes: B sequences, T positions to read, K positions to attend to, H heads, D w
 C width of a token, V words.
 """
 
+import functools
 from typing import Any
 
 import keras
@@ -22,6 +23,7 @@ from keras import layers, ops
 
 from minigpt.config import ModelConfig
 from minigpt.model.block import Block, Cache, Turn
+from minigpt.model.head import Head, Tail, logits
 
 ROTARY_BASE = 10_000.0  # the longest wave has some 6 times as many positions (Su et al., 2021)
 
@@ -40,10 +42,12 @@ class MiniGPT(keras.Model):
         super().__init__(name=name, dtype=config.dtype_policy)
         self.config, policy = config, self.dtype_policy
         words, width = config.vocabulary_size, config.embed_dim
+        rare = max(words - config.cutoff, 0) if config.cutoff else 0
+        self.frequent = words - rare
         # In float32 under every policy: mixed precision would cast a whole table whenever a few of
         # its rows are taken, and add up the gradients of a frequent word in bfloat16.
         table = {"output_dim": width, "dtype": "float32"}
-        self.token_embedding = layers.Embedding(words, **table, name="token_embedding")
+        self.token_embedding = layers.Embedding(self.frequent, **table, name="token_embedding")
         self.token_embedding.build()
         if config.positions == "learned":
             self.position_embedding = layers.Embedding(
@@ -54,23 +58,41 @@ class MiniGPT(keras.Model):
             Block(config, dtype=policy, name=f"block_{number}")
             for number in range(config.num_blocks)
         ]
+        columns = self.frequent + bool(rare)
         if not config.tied_embeddings:
-            self.head_kernel = self.add_weight((width, words), "glorot_uniform", name="head_kernel")
-        self.head_bias = self.add_weight((words,), "zeros", name="head_bias")
+            shape = width, columns
+            self.head_kernel = self.add_weight(shape, "glorot_uniform", name="head_kernel")
+        self.head_bias = self.add_weight((columns,), "zeros", name="head_bias")
+        self.tail_embedding = None
+        if rare:
+            narrow = config.tail_dim
+            self.tail_embedding = layers.Embedding(
+                rare, narrow, dtype="float32", name="tail_embedding"
+            )
+            self.tail_embedding.build()
+            new = functools.partial(self.add_weight, initializer="glorot_uniform")
+            self.tail_widen = new((narrow, width), name="tail_widen")
+            self.tail_narrow = new((width, narrow), name="tail_narrow")
+            self.tail_kernel = new((narrow, rare), name="tail_kernel")
+            self.tail_bias = self.add_weight((rare,), "zeros", name="tail_bias")
         self.built = True
 
     @property
-    def head(self) -> tuple[Any, Any]:
-        """The projection to words: kernel (C, V) and bias (V,)."""
+    def head(self) -> Head:
+        """The projection to words."""
         if self.config.tied_embeddings:  # Press and Wolf, 2017
             kernel = ops.transpose(self.token_embedding.embeddings)
         else:
             kernel = ops.convert_to_tensor(self.head_kernel)
-        return kernel, ops.convert_to_tensor(self.head_bias)
+        tail = None
+        if self.tail_embedding:
+            weights = self.tail_narrow, self.tail_kernel, self.tail_bias
+            tail = Tail(*map(ops.convert_to_tensor, weights))
+        return Head(kernel, ops.convert_to_tensor(self.head_bias), tail)
 
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Returns logits, float32 (B, T, V), for token ids, int32 (B, T)."""
-        return self.project(self.hidden(tokens, training=training))
+        return logits(self.hidden(tokens, training=training), self.head)
 
     def hidden(self, tokens: Any, training: bool | None = None) -> Any:
         """Returns the last block's output, (B, T, C), for token ids, int32 (B, T)."""
@@ -122,8 +144,19 @@ class MiniGPT(keras.Model):
         return ops.reshape(x, (-1, length, self.config.embed_dim)), read
 
     def embed(self, tokens: Any, positions: Any) -> Any:
-        """Returns the embeddings of tokens, plus those of their positions if they are learned."""
-        x = self.token_embedding(tokens)
+        """Returns the embeddings of tokens, plus those of their positions if they are learned.
+
+        Those of the tail are narrow ones, widened (Baevski and Auli, 2019,
+        https://arxiv.org/abs/1809.10853).
+        """
+        if self.tail_embedding is None:
+            x = self.token_embedding(tokens)
+        else:
+            x = self.token_embedding(ops.minimum(tokens, self.frequent - 1))
+            rare = self.tail_embedding(ops.maximum(tokens - self.frequent, 0))
+            matrix = ops.cast(self.tail_widen, self.compute_dtype)
+            rare = ops.matmul(ops.cast(rare, self.compute_dtype), matrix)
+            x = ops.where(tokens[..., None] >= self.frequent, ops.cast(rare, x.dtype), x)
         if self.config.positions == "learned":
             if tokens.shape[1] > self.config.context_length:
                 raise ValueError(f"{tokens.shape[1]} tokens, with positions for fewer")
@@ -148,12 +181,6 @@ class MiniGPT(keras.Model):
         both = ops.concatenate([cosines, cosines], -1), ops.concatenate([-sines, sines], -1)
         cosines, sines = (ops.cast(x, self.compute_dtype) for x in both)
         return ops.expand_dims(cosines, -3), ops.expand_dims(sines, -3)
-
-    def project(self, hidden: Any) -> Any:
-        """Returns logits, float32 (..., V), for hidden states (..., C)."""
-        kernel, bias = self.head
-        logits = ops.matmul(hidden, ops.cast(kernel, hidden.dtype))
-        return ops.cast(logits, "float32") + ops.cast(bias, "float32")
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments of `from_config`."""

@@ -23,6 +23,7 @@ from minigpt.config import SamplingConfig
 from minigpt.data.interface import Tokenizer
 from minigpt.generation.decoding import banned, compiled
 from minigpt.generation.sampling import ROUNDS, asked, knobs, largest, next_tokens
+from minigpt.model.head import logits
 from minigpt.model.network import MiniGPT, ring
 
 LISTED = 20  # candidates of which the probability can be listed
@@ -240,7 +241,7 @@ class Slots:
 
     def _scores(self, tokens: Any, weights: Any) -> tuple[Any, ...]:
         hidden, _ = self.network.read(tokens, matrices=weights["matrices"])
-        scores = ops.cast(ops.matmul(hidden[0, :-1], weights["kernel"]), "float32")
+        scores = logits(hidden[0, :-1], weights["head"])
         return tokens[0, 1:], *_listed(scores, weights, tokens[0, 1:])
 
     def _writes(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
@@ -256,14 +257,14 @@ class Slots:
             hidden, cache = self.network.read(
                 state["token"][:, None], state["cache"], positions, weights["matrices"]
             )
-            scores = ops.cast(ops.matmul(hidden[:, 0], weights["kernel"]), "float32")  # (S, V)
-            logits = ops.cond(
+            scores = logits(hidden[:, 0], weights["head"])  # (S, V)
+            choosable = ops.cond(
                 ops.any(given["allow"]),
                 lambda: scores + ops.where(given["allow"], weights["allowed"], weights["known"]),
                 lambda: scores + weights["known"],
             )
             numbers = ops.slice(given["numbers"], (0, step, 0), (size, 1, ROUNDS))[:, 0]
-            tokens = next_tokens(logits, text, numbers, given["knobs"], self._separator, ask)
+            tokens = next_tokens(choosable, text, numbers, given["knobs"], self._separator, ask)
             here = ops.arange(columns, dtype="int32") == length[:, None]
             state = {
                 "text": ops.where(here, tokens[:, None], text),
@@ -299,14 +300,11 @@ class Slots:
 
 def _weights(network: MiniGPT, allowed: Any, known: Any) -> dict[str, Any]:
     """Casts and reshapes the weights once for all tokens."""
-    kernel, bias = network.head
-    bias = ops.cast(bias, "float32")
     return {
         "matrices": [block.matrices() for block in network.blocks],
-        "kernel": ops.cast(kernel, network.compute_dtype),
-        "bias": bias,
-        "allowed": bias + allowed,
-        "known": bias + known,
+        "head": network.head.cast(network.compute_dtype),
+        "allowed": allowed,
+        "known": known,
     }
 
 
@@ -354,7 +352,7 @@ def _each(function: Any, state: Any, *others: Any) -> Any:
 
 def _listed(scores: Any, weights: Any, tokens: Any) -> tuple[Any, ...]:
     """Returns what `Written` says of tokens (N,) with scores (N, V): own, candidates, logprobs."""
-    logprobs = ops.log_softmax(scores + weights["bias"])
+    logprobs = ops.log_softmax(scores)
     own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
     values, candidates = largest(named, LISTED)

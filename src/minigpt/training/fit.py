@@ -10,7 +10,7 @@ from keras import ops
 
 from minigpt.config import TrainConfig
 from minigpt.data.tokenizer import PADDING, UNKNOWN
-from minigpt.model import loss as cross_entropy
+from minigpt.model import head
 from minigpt.model.network import MiniGPT
 from minigpt.training import parallel
 from minigpt.training.checkpoints import (
@@ -86,14 +86,12 @@ class LossModel(keras.Model):
         trained, observed = real / counted, every / positions
         if self.padded:
             trained, observed = observed, trained
-        kernel, bias = self.network.head
+        projection = self.network.head
         if training:
             weights = trained, observed
-            sums = cross_entropy.weighted_losses(
-                y_pred, kernel, bias, y, *weights, sequences=self.batch_size
-            )
+            sums = head.weighted_losses(y_pred, projection, y, *weights, self.batch_size)
         else:
-            losses, _ = cross_entropy.token_losses(y_pred, kernel, bias, y)
+            losses, _ = head.token_losses(y_pred, projection, y)
             sums = ops.stack([ops.sum(losses * trained), ops.sum(losses * observed)])
             if self.separator is not None:
                 text = real * (1 - _are(y, self.separator))

@@ -119,7 +119,7 @@ def make(
             products=products,
             # Both follow one schedule, whose rate is Adam's.
             rms_rate=0.2 * config.matrix_rate / config.learning_rate,
-            exclude_layers=["head_kernel"],
+            exclude_layers=["head_kernel", "tail_"],
             weight_decay=decay or None,
             adam_weight_decay=decay or None,
             global_clipnorm=clip,
