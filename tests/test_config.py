@@ -167,7 +167,8 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
         ),
         ({"model.kernels": "heads"}, "train.optimizer is muon but model.kernels is heads: "),
         ({"model.key_dim": 3}, "model.key_dim is 3: rotary positions need an even number"),
-        ({"sample.top_k": 20_000}, "sample.top_k is 20000, above vocabulary.max_tokens, 19999"),
+        ({"model.tied_embeddings": True}, "model.cutoff is 2000, but an adaptive softmax can't"),
+        ({"sample.top_k": 40_000}, "sample.top_k is 40000, above vocabulary.max_tokens, 39999"),
         ({"vocabulary.max_tokens": 5}, "preview.top_k is 10, above vocabulary.max_tokens, 5"),
         (
             {"vocabulary.style": "bpe", "sequences.policy": "windows"},
@@ -206,7 +207,7 @@ def test_values_that_agree(composed: config.Config) -> None:
     for changes in (
         {"corpus.format": "files", "corpus.sha256": "", "corpus.folders": []},
         {"train.optimizer": "adamw", "train.weight_decay": 0.1},
-        {"model.vocabulary_size": 19_999},
+        {"model.vocabulary_size": 39_999},
         {"engine.workers": 2, "train.backend": "jax"},
         {"engine.kind": "ray", "engine.address": "head-1.lan:6379", "train.backend": "jax"},
         {**NONE_HELD_OUT, "train.early_stopping": 0, "train.keep": "last"},

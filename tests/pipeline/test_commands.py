@@ -18,7 +18,7 @@ def test_metrics_show(finished: Project) -> None:
     printed = finished.dvc("metrics", "show", "--json")
     metrics = {path: file["data"] for path, file in json.loads(printed)[""]["data"].items()}
     assert metrics["reports/train.json"]["val_perplexity"] > 1
-    assert metrics["reports/vocabulary.json"]["unk_share"] == 0
+    assert 0 < metrics["reports/vocabulary.json"]["unk_share"] < 0.1
 
 
 def test_metrics_and_params_diff(project: Project) -> None:
