@@ -54,7 +54,7 @@ TARGETS = {
 def test_logits_are_a_distribution_over_all_tokens() -> None:
     hidden, head, _, _ = problem(1, TARGETS["mixed"])
     found = ops.convert_to_numpy(logits(hidden, head)).astype("float64")
-    assert found.shape[-1] == head.tokens == FREQUENT + RARE
+    assert found.shape[-1] == FREQUENT + RARE
     np.testing.assert_allclose(log_softmax(found), log_probabilities(hidden, head), atol=1e-5)
 
 

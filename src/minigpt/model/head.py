@@ -49,11 +49,6 @@ class Head(NamedTuple):
         """F, or V without a tail."""
         return int(self.bias.shape[0]) - bool(self.tail)
 
-    @property
-    def tokens(self) -> int:
-        """V."""
-        return self.frequent + (int(self.tail.bias.shape[0]) if self.tail else 0)
-
     def cast(self, dtype: Any) -> "Head":
         """Returns kernels in a dtype, and biases in float32, which many projections can share."""
         tail = self.tail
@@ -151,5 +146,5 @@ def weighted_losses(
     rare = ordered(ops.maximum(targets - head.frequent, 0))
     weights, observed = (ordered(x * ops.cast(is_rare, x.dtype)) for x in (weights, observed))
     return sums + loss.weighted_losses(
-        narrowed, tail.kernel, tail.bias, rare, weights, observed, sequences, sparse=True
+        narrowed, tail.kernel, tail.bias, rare, weights, observed, sequences, ordered(is_rare)
     )

@@ -10,6 +10,7 @@ Shapes: B sequences, T positions, t positions of a block, C width of a hidden st
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -71,14 +72,11 @@ def log_probabilities(
         best = largest if columns is None else ops.max(logits[..., :columns], axis=-1)
         return _of_each(logits, answers[:, number]) - largest - total, best - largest - total
 
-    shown = None if seen is None else _blocks(_float32(seen), words)
+    shown = None if seen is None else _blocks(_float32(seen), words)  # (B, blocks, t)
 
     def of_block(nothing: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
-        if shown is None:
-            return nothing, counted(number)
         zeros = ops.zeros_like(answers[:, 0], "float32")
-        some = ops.any(shown[:, number] > 0)
-        return nothing, ops.cond(some, lambda: counted(number), lambda: (zeros, zeros))
+        return nothing, _where_seen(shown, number, lambda: counted(number), (zeros, zeros))
 
     _, found = _scan(of_block, ops.zeros(()), answers.shape[1], ("float32", "float32"))
     chosen, best = (_joined(blocks, targets) for blocks in found)
@@ -93,7 +91,7 @@ def weighted_losses(
     weights: Any,
     observed: Any,
     sequences: int = 128,
-    sparse: bool = False,
+    seen: Any | None = None,
 ) -> Any:
     """Computes two weighted sums of the cross-entropy, of which the first has gradients.
 
@@ -105,7 +103,7 @@ def weighted_losses(
         weights: float32 (B, T), the weight of each position in the first sum.
         observed: float32 (B, T), its weight in the second sum, which has no gradients.
         sequences: About B, which TensorFlow may not know: it decides the size of a block.
-        sparse: Whether blocks without weights are passed over.
+        seen: bool (B, T), as for `log_probabilities`; elsewhere the weights are 0.
 
     Returns:
         The sums, float32 (2,), differentiable in hidden, kernel and bias.
@@ -119,17 +117,13 @@ def weighted_losses(
         hiddens, answers, shares = (
             _blocks(x, words, sequences, hidden.dtype) for x in (hidden, targets, weights)
         )
-        seen = _blocks(weights + observed, words, sequences, hidden.dtype)
+        shown = None
+        if seen is not None:
+            shown = _blocks(_float32(seen), words, sequences, hidden.dtype)
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
-            if not sparse:
-                return counted(d_whole, number)
             nothing = ops.zeros_like(hiddens[:, 0], "float32"), ops.ones_like(shares[:, 0])
-            return ops.cond(
-                ops.any(seen[:, number] > 0),
-                lambda: counted(d_whole, number),
-                lambda: (d_whole, nothing),
-            )
+            return _where_seen(shown, number, lambda: counted(d_whole, number), (d_whole, nothing))
 
         def counted(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
@@ -154,7 +148,7 @@ def weighted_losses(
         losses = ops.cond(
             ops.min(chosen) > LEAST_PROBABILITY,
             lambda: -ops.log(chosen),
-            lambda: token_losses(hidden, kernel, bias, targets)[0],
+            lambda: -log_probabilities(hidden, kernel, bias, targets, seen=seen)[0],
         )
         sums = ops.stack([ops.sum(losses * weights), ops.sum(losses * observed)])
 
@@ -170,6 +164,13 @@ def weighted_losses(
         return sums, gradient
 
     return fused(hidden, kernel, bias)
+
+
+def _where_seen(shown: Any, number: Any, compute: Callable[[], Any], nothing: Any) -> Any:
+    """Computes a block if one of its positions is seen, (B, blocks, t); None: all are."""
+    if shown is None:
+        return compute()
+    return ops.cond(ops.any(shown[:, number] > 0), compute, lambda: nothing)
 
 
 def _blocks(x: Any, words: int, sequences: int = 128, dtype: Any = "float32") -> Any:

@@ -90,6 +90,20 @@ class MiniGPT(keras.Model):
             tail = Tail(*map(ops.convert_to_tensor, weights))
         return Head(kernel, ops.convert_to_tensor(self.head_bias), tail)
 
+    def prepared(self) -> dict[str, Any]:
+        """Returns what decoding reads of the weights, cast and reshaped once for all tokens.
+
+        Done for each token, it would add a fifth to the time of one in bfloat16 and two fifths with
+        XLA (one prompt, published size).
+
+        Returns:
+            `matrices`, what each `Block.matrices` returned, and `head`, for `head.logits`.
+        """
+        return {
+            "matrices": [block.matrices() for block in self.blocks],
+            "head": self.head.cast(self.compute_dtype),
+        }
+
     def call(self, tokens: Any, training: bool | None = None) -> Any:
         """Returns logits, float32 (B, T, V), for token ids, int32 (B, T)."""
         return logits(self.hidden(tokens, training=training), self.head)

@@ -11,7 +11,6 @@ of the cache, D width of a head, C listed candidates.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -91,11 +90,11 @@ class Slots:
         self._read, self._write = made(self._reads), made(self._writes)
         self._score = made(self._scores)
         self._take, self._put = made(_taken), made(_with_rows)
-        limits = (
+        allowed, known = (
             ops.convert_to_tensor(banned(tokenizer, config.vocabulary_size, allow_unknown))
             for allow_unknown in (True, False)
         )
-        self._weights = made(partial(_weights, network))(*limits)
+        self._weights = {**made(network.prepared)(), "allowed": allowed, "known": known}
         self._rows = [SamplingConfig(max_tokens=1)] * most
         self._given: dict[str, Any] | None = None
         self._numbers = np.zeros((most, STEPS, ROUNDS), "float32")
@@ -296,16 +295,6 @@ class Slots:
         start = ops.zeros((), "int32"), state, written
         _, state, written = ops.while_loop(lambda step, *_: step < given["steps"], write, start)
         return state, written
-
-
-def _weights(network: MiniGPT, allowed: Any, known: Any) -> dict[str, Any]:
-    """Casts and reshapes the weights once for all tokens."""
-    return {
-        "matrices": [block.matrices() for block in network.blocks],
-        "head": network.head.cast(network.compute_dtype),
-        "allowed": allowed,
-        "known": known,
-    }
 
 
 def _prompt_columns(context: int) -> list[int]:
