@@ -124,20 +124,6 @@ def numbers(section: Any = config.Config, prefix: str = "") -> Iterator[tuple[st
             yield from numbers(field.annotation, f"{prefix}{name}.")
 
 
-def test_every_field_is_read() -> None:
-    source = Path(config.__file__).parent
-    code = "".join(
-        path.read_text(encoding="utf-8")
-        for path in sorted(source.rglob("*.py"))
-        if path != Path(config.__file__)
-    )
-    sections = [config.Config, config.RequestConfig]
-    sections += [field.annotation for field in config.Config.model_fields.values()]
-    names = {name for section in sections for name in section.model_fields}
-    unread = sorted(name for name in names if not re.search(rf"""[.'"]{name}\b""", code))
-    assert not unread, f"nothing in src/ reads {', '.join(unread)}"
-
-
 def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
     for key, field in numbers():
         bounds = (
