@@ -136,7 +136,7 @@ class CorpusConfig(Section):
     format: Literal["archive", "files"]
     """An archive in the layout of IMDB's, or files of your own."""
     url: Url
-    """The archive; or your own .txt, .jsonl or .csv (.gz too), .parquet, or a folder of them."""
+    """The archive; or your .jsonl, .csv (.gz too) or .parquet, or a folder of these or of .txt."""
     sha256: Sha256 = ""
     """Checksum of the archive."""
     folders: list[Folder] = Field(default=[])

@@ -27,8 +27,8 @@ WAYS_ON = {
     "gate.max_unk_share": "raise vocabulary.max_tokens or gate.max_unk_share",
 }
 MORE_TEXT = (
-    "the vocabulary has every word of the other texts, so add more texts, or raise "
-    "gate.max_unk_share"
+    "the vocabulary has every word that the other texts hold vocabulary.min_count times, so add "
+    "more texts, or raise gate.max_unk_share"
 )
 REFUSED = "refused"  # the verdict on a version that is not registered
 BY_HAND = "not promoted"  # the verdict on a better version that only a person may promote
