@@ -79,6 +79,8 @@ def refused(path: Path, says: str = "", kind: type[InputError] = InputError) -> 
     [
         ("float32", {"positions": "rotary", "kernels": "matrices"}),
         ("mixed_bfloat16", {"tied_embeddings": True}),
+        # A tail with few weights: far fewer than as many rows of the whole width.
+        ("float32", {"vocabulary_size": 1_000, "cutoff": 10, "tail_dim": 1}),
     ],
 )
 def test_what_is_saved_is_what_is_loaded(
@@ -240,6 +242,7 @@ def of_section(name: str, **changes: Any) -> Callable[[Any], Any]:
         (of_section("model", vocabulary_size=0), "tokenizer has 42 entries.* is 0"),
         # Sizes that would take gigabytes of memory.
         (of_section("model", vocabulary_size=10**7), "describes more weights than .* holds"),
+        (of_section("model", vocabulary_size=10**7, cutoff=1), "describes more weights than"),
         (of_section("model", context_length=65_536), "describes more weights than .* holds"),
         (of_section("model", num_heads=16, key_dim=65_536), "describes more weights than"),
         (of_section("model", feed_forward_dim=2**20), "describes more weights than .* holds"),

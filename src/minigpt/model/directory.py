@@ -21,7 +21,7 @@ from minigpt.common.validation import Section, validate
 from minigpt.config import ModelConfig, SequencesConfig, TrainConfig, VocabularyConfig
 from minigpt.data import tokenizer as tokenizers
 from minigpt.data.tokenizer import Tokenizer
-from minigpt.model.network import MiniGPT
+from minigpt.model.network import MiniGPT, frequent
 
 FORMAT = 2
 WEIGHTS = "weights.safetensors"
@@ -182,10 +182,12 @@ def _network(path: Path, config: ModelConfig) -> MiniGPT:
     The sizes are compared before any memory is taken: a small file may describe a large network.
     """
     heads, inner = config.num_heads * config.key_dim, config.feed_forward_dim
-    rows = config.vocabulary_size
+    rows = frequent(config)
     rows += config.context_length if config.positions == "learned" else 0
     rows += config.num_blocks * (4 * heads + 2 * inner)
-    if 4 * rows * config.embed_dim > (path / WEIGHTS).stat().st_size:
+    rare = config.vocabulary_size - frequent(config)
+    least = rows * config.embed_dim + 2 * rare * config.tail_dim  # no biases, norms, nor a head
+    if 4 * least > (path / WEIGHTS).stat().st_size:
         raise _broken(path, f"{CONFIG} describes more weights than {WEIGHTS} holds")
     network = MiniGPT(config, name="minigpt")
     expected = _named(network)

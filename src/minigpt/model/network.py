@@ -41,9 +41,8 @@ class MiniGPT(keras.Model):
     def __init__(self, config: ModelConfig, name: str = "minigpt") -> None:
         super().__init__(name=name, dtype=config.dtype_policy)
         self.config, policy = config, self.dtype_policy
-        words, width = config.vocabulary_size, config.embed_dim
-        rare = max(words - config.cutoff, 0) if config.cutoff else 0
-        self.frequent = words - rare
+        self.frequent, width = frequent(config), config.embed_dim
+        rare = config.vocabulary_size - self.frequent
         # In float32 under every policy: mixed precision would cast a whole table whenever a few of
         # its rows are taken, and add up the gradients of a frequent word in bfloat16.
         table = {"output_dim": width, "dtype": "float32"}
@@ -204,6 +203,11 @@ class MiniGPT(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> "MiniGPT":
         """Makes a model with new weights."""
         return cls(ModelConfig.model_validate(config["config"]), config["name"])
+
+
+def frequent(config: ModelConfig) -> int:
+    """Returns how many tokens stand before the tail; all of them, if there is none."""
+    return min(config.vocabulary_size, config.cutoff or config.vocabulary_size)
 
 
 def ring(kept: list[Cache], lengths: Any, columns: int) -> list[Cache]:
