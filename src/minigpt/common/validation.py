@@ -97,13 +97,13 @@ def describe(section: type[Section], error: ErrorDetails, prefix: str = "", file
 
 
 def _field(section: type[Section], loc: Loc) -> FieldInfo:
-    """Returns the field that a value belongs to, or the entry of a list."""
+    """Returns the field that a value belongs to, or the entry of a list or of a dict."""
     field = FieldInfo.from_annotation(section)
     for part in loc:
         if is_section(field.annotation):
             field = field.annotation.model_fields[str(part)]
         else:
-            field = FieldInfo.from_annotation(get_args(field.annotation)[0])
+            field = FieldInfo.from_annotation(get_args(field.annotation)[-1])
     return field
 
 

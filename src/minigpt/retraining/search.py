@@ -14,10 +14,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import optuna
-import yaml
 from optuna.exceptions import OptunaError, StorageInternalError
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from minigpt.common import locks
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
+from minigpt.retraining import space
 from minigpt.retraining.trial import Source, Trial, source
 from minigpt.tracking import mirror, store, view
 
@@ -36,7 +37,6 @@ POLL_S = 1  # how often a searcher looks at its trials
 BEAT_S = 10  # how often it shows the others that it is alive
 GRACE_S = 60  # after which one that has not shown it counts as dead
 OUTAGE_S = 1800  # for which a database may be away
-PRUNE = {"column", "startup_trials", "warmup_epochs"}
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 _FAILURES = (SQLAlchemyError, StorageInternalError)
 
@@ -62,21 +62,22 @@ def search(
             trial failed; finished trials are kept.
         KeyboardInterrupt: The running trials were stopped; the next searcher starts them again.
     """
-    if jobs < 1:
-        raise InputError(f"--jobs is {jobs}: allowed is 1 or more")
-    metric, space, prune = _read(space_file)
+    for option, number in (("--trials", trials), ("--jobs", jobs)):
+        if number < 1:
+            raise InputError(f"{option} is {number}: allowed is 1 or more")
+    config = space.read(space_file)
     with locks.hold(
         root / ".dvc/tmp/search.lock",
         wait_s=store.LOCK_WAIT_S,
         busy="process {pid} is starting a search: wait until it has, then run this again",
     ):
-        study = _study(root, name, prune)
+        study = _study(root, name, config.prune)
         made_of = source(root)
-    _agree(study, {"metric": metric, "settings": list(fixed)})
+    _agree(study, {"metric": config.metric.model_dump(), "settings": list(fixed)})
     uri = store.tracking_uri(root)
     env = {"MLFLOW_TRACKING_URI": uri, mirror.PARENT_RUN: _parent(uri, name)}
-    Searcher(root, study, made_of, metric, space, prune, fixed, env).run(trials, jobs)
-    return _best(study, metric, f"{socket.gethostname()}:{root.resolve()}")
+    Searcher(root, study, made_of, config, fixed, env).run(trials, jobs)
+    return _best(study, config.metric.key, f"{socket.gethostname()}:{root.resolve()}")
 
 
 class Searcher:
@@ -86,9 +87,7 @@ class Searcher:
         root: The project's folder.
         study: Optuna's.
         made_of: What the trials are copies of.
-        metric: The file and the key of what is minimized.
-        space: The ranges and choices, by key of the configuration.
-        prune: The column of losses.csv that tells hopeless trials; None: none is stopped.
+        config: What is minimized and varied, and when a trial is stopped.
         fixed: Settings of all trials.
         env: Environment variables of all trials.
     """
@@ -98,15 +97,12 @@ class Searcher:
         root: Path,
         study: optuna.Study,
         made_of: Source,
-        metric: Mapping[str, str],
-        space: Mapping[str, Mapping[str, Any]],
-        prune: Mapping[str, Any] | None,
+        config: space.SearchConfig,
         fixed: Sequence[str],
         env: Mapping[str, str],
     ) -> None:
         self._root, self._study, self._made_of = root, study, made_of
-        self._metric, self._space, self._prune = metric, space, prune
-        self._fixed, self._env = fixed, env
+        self._config, self._fixed, self._env = config, fixed, env
         self._running: dict[optuna.Trial, Trial] = {}
         self._reported: dict[int, int] = {}  # epochs, by number of the trial
         self._pruned: set[int] = set()
@@ -181,11 +177,11 @@ class Searcher:
             self._study.tell(trial, state=TrialState.FAIL)  # two took the last one at once
             return
         trial.set_user_attr("place", f"{socket.gethostname()}:{self._root.resolve()}")
-        values = {key: _suggest(trial, key, given) for key, given in self._space.items()}
         name = self._name(trial.number)
-        log.info("%s: %s", name, values)
-        settings = [*self._fixed, *(f"{key}={value}" for key, value in values.items())]
         try:
+            values = {key: each.suggest(trial, key) for key, each in self._config.space.items()}
+            log.info("%s: %s", name, values)
+            settings = [*self._fixed, *(f"{key}={value}" for key, value in values.items())]
             process = Trial(self._root, self._made_of, name, settings, self._env)
         except InputError:
             self._study.tell(trial, state=TrialState.FAIL)
@@ -199,7 +195,8 @@ class Searcher:
         """Prunes a trial that is hopeless, and concludes one that has ended."""
         name, code = self._name(trial.number), process.poll()
         if code is None:
-            if self._prune and trial.number not in self._pruned and self._hopeless(trial, process):
+            may_be = self._config.prune.column and trial.number not in self._pruned
+            if may_be and self._hopeless(trial, process):
                 log.info("%s: pruned after epoch %s", name, self._reported[trial.number])
                 self._pruned.add(trial.number)
                 process.stop()
@@ -216,23 +213,23 @@ class Searcher:
         del self._running[trial]
 
     def _hopeless(self, trial: optuna.Trial, process: Trial) -> bool:
-        assert self._prune
-        losses, known = process.losses(self._prune["column"]), self._reported.get(trial.number, 0)
+        losses = process.losses(self._config.prune.column)
+        known = self._reported.get(trial.number, 0)
         for epoch, loss in enumerate(losses[known:], start=known + 1):
             trial.report(loss, epoch)
             self._reported[trial.number] = epoch
         return len(losses) > known and trial.should_prune()
 
     def _conclude(self, trial: optuna.Trial, process: Trial) -> None:
-        name = self._name(trial.number)
+        name, metric = self._name(trial.number), self._config.metric
         try:
-            result = _figure(process.reports(), self._metric)
+            result = metric.of(process.reports())
             process.keep()
         except InputError:
             self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
             raise
         self._study.tell(trial, result, skip_if_finished=True)
-        log.info("%s: %s %s", name, self._metric["key"], result)
+        log.info("%s: %s %s", name, metric.key, result)
         try:
             self._show_best(trial.number)
         except InputError as error:
@@ -284,7 +281,7 @@ class Searcher:
         return f"{self._study.study_name}-{number:04d}"
 
 
-def _study(root: Path, name: str, prune: Mapping[str, Any] | None) -> optuna.Study:
+def _study(root: Path, name: str, prune: space.Prune) -> optuna.Study:
     """Opens the study, or makes it and its database.
 
     Raises:
@@ -296,8 +293,8 @@ def _study(root: Path, name: str, prune: Mapping[str, Any] | None) -> optuna.Stu
     timeout = {"timeout": 60} if is_file else {"connect_timeout": 10}  # seconds
     engine = {"connect_args": timeout, "pool_pre_ping": True}
     pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
-    if prune:
-        pruner = optuna.pruners.MedianPruner(prune["startup_trials"], prune["warmup_epochs"] + 1)
+    if prune.column:
+        pruner = optuna.pruners.MedianPruner(prune.startup_trials, prune.warmup_epochs + 1)
     for attempt in range(3):
         try:
             storage = optuna.storages.RDBStorage(uri, engine_kwargs=engine)
@@ -343,59 +340,16 @@ def _parent(uri: str, name: str) -> str:
             return str(run.info.run_id)
 
 
-def _best(study: optuna.Study, metric: Mapping[str, str], here: str) -> str:
+def _best(study: optuna.Study, metric: str, here: str) -> str:
     known = study.get_trials(states=DONE)
     if not any(trial.state == TrialState.COMPLETE for trial in known):
         return f"none of {len(known)} trials was completed"
     best, pruned = study.best_trial, sum(trial.state == TrialState.PRUNED for trial in known)
     name = f"{study.study_name}-{best.number:04d}"
-    settings = " ".join(f"-S {key}={value}" for key, value in best.params.items())
+    settings = " ".join(f"-S {quote(f'{key}={value}')}" for key, value in best.params.items())
     told = f"best of {len(known)}{f' ({pruned} pruned)' if pruned else ''}: {name}, "
-    told += f"{metric['key']} {best.value:.4f}, {settings}\n"
+    told += f"{metric} {best.value:.4f}, {settings}\n"
     place = best.user_attrs.get("place", here)
     if place != here:
         return f"{told}it ran in {place}: `dvc exp apply {name}` there"
     return f"{told}to take it into the workspace: dvc exp apply {name}"
-
-
-def _read(
-    path: Path,
-) -> tuple[dict[str, str], dict[str, dict[str, Any]], dict[str, Any] | None]:
-    try:
-        read = yaml.safe_load(path.read_text(encoding="utf-8"))
-        metric, space, prune = read["metric"], read["space"], read.get("prune")
-        sound = {"file", "key"} == set(metric) and all(
-            {"choices"} == set(given) or {"low", "high"} <= set(given) <= {"low", "high", "log"}
-            for given in space.values()
-        )
-        if prune is not None:
-            counts = (prune[key] for key in PRUNE - {"column"})
-            sound &= set(prune) == PRUNE and all(type(n) is int and n >= 0 for n in counts)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} can't be used: {error}") from None
-    if not sound or not space:
-        raise InputError(
-            f"{path}: expected metric (file and key), space, a key each with low and high (and "
-            "log), or with choices, and perhaps prune (column, and startup_trials and "
-            "warmup_epochs of 0 or more)"
-        )
-    return metric, space, prune
-
-
-def _suggest(trial: optuna.Trial, key: str, given: Mapping[str, Any]) -> Any:
-    if "choices" in given:
-        return trial.suggest_categorical(key, given["choices"])
-    low, high = given["low"], given["high"]
-    whole = isinstance(low, int) and isinstance(high, int)
-    suggest = trial.suggest_int if whole else trial.suggest_float
-    return suggest(key, low, high, log=bool(given.get("log")))
-
-
-def _figure(reports: Mapping[str, Any], metric: Mapping[str, str]) -> float:
-    found = reports.get(metric["file"], {}).get(metric["key"])
-    if not isinstance(found, int | float):
-        raise InputError(
-            f"the metric of the search: {metric['file']} has no number {metric['key']!r}; name one "
-            "that it has"
-        )
-    return found
