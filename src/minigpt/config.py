@@ -603,19 +603,8 @@ _INTRODUCTION = """\
 # Configuration
 
 This page is generated from [config.py](../src/minigpt/config.py) by
-`python -m minigpt.config > docs/configuration.md`.
-
-The stage `compose` puts the configuration together and writes it to `resolved.yaml`:
-
-1. A key starts with its default in the tables below.
-2. A file of `conf/<group>/` states what differs. `conf/config.yaml` names the file of each group,
-   `groups:` in `params.yaml` picks another, and `groups.experiment` picks a set of differences.
-3. Every other key of `params.yaml` is laid over that; null leaves it as composed.
-
-Types are strict: `"3"` is no number, and `1` is not true. `${sequences.length}` in place of a value
-stands for the value of that key; nothing else is interpolated. A value that switches something off
-is 0. All problems of values are reported at once, then those of sections that contradict each
-other, and no stage runs before they are solved."""
+`python -m minigpt.config > docs/configuration.md`. [configure.md](configure.md) says how to change
+a value, and which value wins."""
 
 
 if __name__ == "__main__":
