@@ -337,12 +337,12 @@ class PreviewConfig(SamplingConfig):
 
 
 class CheckpointingConfig(Section):
-    """How an interrupted training goes on. This changes no weights."""
+    """How an interrupted training resumes. This changes no weights."""
 
     steps: Count = 200
     """Steps from one checkpoint to the next."""
     resume: bool = True
-    """Whether to go on from the last checkpoint."""
+    """Whether to resume from the last checkpoint."""
 
 
 class LoggingConfig(Section):
