@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minigpt.data.text import STYLES, detokenise, gaps, lower, surfaces, tokenise
+from minigpt.data.text import STYLES, detokenise, gaps, lower, settled, surfaces, tokenise
 
 # Edge cases of the rules: the tag whole, cut and in capitals, characters that only some languages
 # take for white space, letters whose lower case is outside ASCII, and NUL.
@@ -131,6 +131,7 @@ def test_detokenise_restores_well_written_english(text, style):
         "Он сказал: «фильм — хороший». Да!",
         "„Gut“, sagte er. »Ja« – 1990–1995…",
         "“I’m ‘not sure’ it’s ours,” he said. The actors’ names, d’un été.",
+        "«Раз» и «два»; »eins« und »zwei«; «a ‹b› c».",
         "¿Qué? ¡Sí!",
     ],
 )
@@ -152,6 +153,24 @@ def test_detokenise_only_adds_spaces_and_capitals(tokens):
         return [c.lower() for c in text if c != " "]
 
     assert visible(detokenise(tokens)) == visible("".join(tokens))
+
+
+GROWING = (
+    "this actors isn t i 7 ' ' ' \" . , ? ( ) - « » ‹ › „ “ ” ‚ ‘ ’ https : / / www . com [UNK]"
+)
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.lists(st.sampled_from(GROWING.split()), min_size=8, max_size=14))
+def test_what_is_settled_stays_as_the_text_grows(tokens):
+    shown = [detokenise(tokens[:count]) for count in range(len(tokens) + 1)]
+    ends = [settled(text) for text in shown]
+    for text, end in zip(shown, ends, strict=True):
+        assert shown[-1].startswith(text[:end])
+
+
+def test_an_apostrophe_in_a_word_holds_nothing_back():
+    assert settled("It isn't bad" + " at all" * 9) > 50
 
 
 @settings(deadline=None, max_examples=100, derandomize=True)

@@ -53,6 +53,14 @@ def _joined(match: re.Match[str]) -> str:
     return match[0].replace(" ", "")
 
 
+def _quoted(opens: str, closes: str) -> str:
+    """Returns the pattern of a quotation.
+
+    What closes it does not decide how it begins, so that a text does not change as it grows.
+    """
+    return rf"([{opens}]) ?([^{opens}{closes}]*?)(?: ?([{closes}])|(?=[{opens}])|\Z)"
+
+
 # Applied in order. Each changes nothing but spaces, and fits the tokens of all styles.
 _CLOSE_UP: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
     (re.compile(pattern), replacement)
@@ -61,15 +69,14 @@ _CLOSE_UP: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
         (_ENTITY, _joined),
         (r"([-*=_~]) (?=\1)", r"\1"),
         (r"(?<=[\w\]]) (['’]) ?(?=(?:s|t|d|m|re|ve|ll|clock)\b)", r"\1"),  # isn't
-        (r'" ?([^"]*?) ?"', r'"\1"'),
-        (r'(?<!\S)" (?=[\w\[])', '"'),  # a quote without a partner opens
+        (_quoted('"', '"'), r"\1\2\3"),
         (r"(?<!\S)' ?((?:[^']|(?<=\w)'(?=\w))*?) '(?!\w)", r"'\1'"),
         (r"(?<=\ws) (['’])(?= \w)", r"\1"),  # the actors' names
-        (r"([„“]) ?([^„“”]*?) ?([“”])", r"\1\2\3"),
-        (r"([«‹]) ?([^«»‹›]*?) ?([»›])", r"\1\2\3"),
-        (r"([»›]) ?([^«»‹›]*?) ?([«‹])", r"\1\2\3"),
-        (r"([‚‘]) ?((?:[^‚‘’]|(?<=\w)’(?=\w))*?) ([‘’])", r"\1\2\3"),
-        (r"(?<!\S)([„“«‹‚‘¿¡]) (?=[\w\[])", r"\1"),
+        (_quoted("„“", "“”"), r"\1\2\3"),
+        (rf"{_quoted('«', '»')}|{_quoted('»', '«')}", r"\1\2\3\4\5\6"),
+        (rf"{_quoted('‹', '›')}|{_quoted('›', '‹')}", r"\1\2\3\4\5\6"),
+        (r"([‚‘]) ?((?:[^‚‘’]|(?<! )’)*?)(?: ([‘’])|(?=[‚‘])|\Z)", r"\1\2\3"),
+        (r"(?<!\S)([¿¡]) (?=[\w\[])", r"\1"),
         (r"(?<=\w) ’ ?(?=\w)", "’"),  # d’un
         (r" +(?=[.,;:!?)\]}%…”،؛؟।、。，！？：；）」』】》])", ""),
         (r"(?<=[(\[{（「『【《]) +", ""),
@@ -81,6 +88,10 @@ _CLOSE_UP: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = 
         (r"\b(\d{1,3}), (?=\d{3}\b)", r"\1,"),  # 1,000
     )
 ]
+_MAY_QUOTE = re.compile(r""" ?(?:(?<![\w"\]])|(?<=\ws)(?=' ))'(?:[^']|(?<=\w)'(?=\w))*('(?!\Z))?""")
+_MAY_LINK = re.compile(
+    rf"(?i)\b(?:(?:https?|ftp) ?:? ?/? ?/? ?|www)(?:{_WORD})?(?: ?[.-] ?{_WORD})*\W*\Z"
+)
 _IN_LINK = r"(?:https?://|ftp://|www\.)"
 # An ellipsis or an abbreviation such as i.e. does not always end a sentence.
 _SENTENCE_START = re.compile(
@@ -281,17 +292,16 @@ def detokenise(tokens: Iterable[str]) -> str:
 def settled(text: str) -> int:
     """Returns how many characters of a text stay as they are when more tokens follow.
 
-    The next word may close up with the last two, and a quote without a partner may get one.
+    The next word may close up with the last two. A `'` is an apostrophe or, once another one
+    closes it, a quotation mark. What begins like a link may become one.
 
     Args:
         text: What `detokenise` returned.
     """
     words = [match.start() for match in re.finditer(r"\s\S", text)]
     end = words[-2] if len(words) > 1 else 0
-    for mark in "\"'":
-        if text.count(mark) % 2:
-            end = min(end, text.rindex(mark))
-    return end
+    opened = (match.start() for match in _MAY_QUOTE.finditer(text) if not match[1])
+    return min([end, *opened, *(match.start() for match in _MAY_LINK.finditer(text))])
 
 
 def _upper(letter: str) -> str:
