@@ -93,3 +93,9 @@ print("found")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["hidden", "found"]
+
+
+def test_the_processors_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert backend.processors() == len(os.sched_getaffinity(0))
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert backend.processors() == os.cpu_count()

@@ -62,3 +62,8 @@ def test_ray_is_started_twice_at_most(caplog: Any, monkeypatch: Any) -> None:
     assert message.startswith("Ray did not start on this machine: timed out\n")
     assert caplog.messages.count("Ray did not start: timed out; trying once more") == 1
     assert [process.wait(10) for process in left] == [-9, -9]
+
+
+def test_a_worker_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not see the project's folder: each machine of"):
+        cluster.enter(tmp_path / "elsewhere", {})

@@ -66,6 +66,13 @@ def is_main() -> bool:
     return os.environ.get(PROCESS, "") in {"", "0"}
 
 
+def processors() -> int:
+    """Returns how many processors this process may use; macOS can't restrict it to some."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def leave(code: int) -> NoReturn:
     """Ends the process.
 

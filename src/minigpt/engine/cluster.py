@@ -10,12 +10,14 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import minigpt
+from minigpt.common import backend
 from minigpt.common.errors import InputError
 from minigpt.config import EngineConfig
 
@@ -67,6 +69,26 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(PREFIXES)}
 
 
+def enter(folder: Path, environment: Mapping[str, str]) -> None:
+    """Makes a worker like the process that connected to Ray.
+
+    Args:
+        folder: The project's folder, which becomes the working directory.
+        environment: What `environment` returned there.
+
+    Raises:
+        InputError: This machine does not see the folder.
+    """
+    if not folder.is_dir():
+        raise InputError(
+            f"{socket.gethostname()} does not see the project's folder: each machine of "
+            f"engine.address needs it at {folder}, such as on a network file system"
+        )
+    os.chdir(folder)
+    os.environ |= environment
+    backend.quiet()
+
+
 @contextlib.contextmanager
 def _started(engine: EngineConfig) -> Iterator[None]:
     # Ray reads these once, when it is imported. The first one makes it listen on loopback alone, on
@@ -78,7 +100,7 @@ def _started(engine: EngineConfig) -> Iterator[None]:
     import ray
 
     # Reservations are counts, not processors: two workers may share the only one.
-    cpus = max(len(os.sched_getaffinity(0)), engine.workers * engine.cpus_per_worker)
+    cpus = max(backend.processors(), engine.workers * engine.cpus_per_worker)
     with tempfile.TemporaryDirectory(prefix="minigpt-ray-", ignore_cleanup_errors=True) as folder:
         log.info("starting Ray on this machine")
         try:

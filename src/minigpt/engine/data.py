@@ -7,8 +7,6 @@ and a shard knows which of them it needs. A task that is lost with its worker ru
 
 import contextlib
 import itertools
-import os
-import socket
 import tempfile
 import zlib
 from collections import deque
@@ -267,15 +265,8 @@ def _call(
     *arguments: Any,
 ) -> Any:
     """Calls a function in a worker as in the process that connected to Ray."""
-    if not folder.is_dir():
-        raise InputError(
-            f"{socket.gethostname()} does not see the project's folder: each machine of "
-            f"engine.address needs it at {folder}, such as on a network file system"
-        )
-    os.chdir(folder)
-    os.environ |= environment
+    cluster.enter(folder, environment)
     pa.set_cpu_count(cpus)
-    backend.quiet()
     return function(*arguments)
 
 

@@ -181,9 +181,7 @@ def _relay(line: Any, heard: Any, wait_s: float = 0) -> Any:
 
 def _work(task: dict[str, Any]) -> None:
     """Runs in each worker, in a thread."""
-    os.chdir(task["folder"])
-    os.environ |= task["environment"]
-    backend.quiet()
+    cluster.enter(Path(task["folder"]), task["environment"])
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     line = task["line"]
