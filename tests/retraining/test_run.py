@@ -138,6 +138,22 @@ def test_nothing_is_pushed_where_that_is_not_wanted(
     assert calls.made == ["pull", "repro", "report"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("RETRAIN_PUSH", "False", "RETRAIN_PUSH is 'False': allowed are true, false"),
+        ("PATH", "/nowhere", "there is no command dvc: `source .venv/bin/activate`"),
+    ],
+)
+def test_an_environment_that_makes_no_sense(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=says):
+        run.main()
+    assert calls.made == []
+
+
 def test_what_the_pipeline_prints_is_passed_on_without_secrets(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:

@@ -81,6 +81,13 @@ def test_options_that_make_no_sense(capsys: Any, options: list[str], says: str) 
     assert f"error: {says}" in capsys.readouterr().err
 
 
+def test_a_search_needs_dvc(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert cli.main(["search", "rates", "--space", str(ROOT / "conf/search.yaml")]) == 2
+    assert "error: there is no command dvc: `source" in capsys.readouterr().err
+
+
 def test_values_are_as_typed_and_a_study_keeps_its_choices() -> None:
     optuna = pytest.importorskip("optuna")
     from minigpt.retraining.space import Values

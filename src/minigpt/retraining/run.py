@@ -9,6 +9,7 @@ nothing is pushed to the DVC remote).
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -46,10 +47,14 @@ def main() -> int:
         The exit code of the first command that failed; 2 if the report lacks a part.
 
     Raises:
-        InputError: An override makes no sense.
+        InputError: A variable makes no sense, or DVC is not on PATH.
     """
     REPORT.unlink(missing_ok=True)  # it would pass for this run's if this one wrote none
     command = reproduce_command(os.environ)
+    push = os.environ.get("RETRAIN_PUSH") or "true"
+    if push not in {"true", "false"}:
+        raise InputError(f"RETRAIN_PUSH is {push!r}: allowed are true, false")
+    require_dvc()
     remote = bool(_printed("dvc", "remote", "list"))
     if remote:
         # Without a lock, or if the remote lacks some of it, the stages make what is missing.
@@ -57,10 +62,7 @@ def main() -> int:
         command.append("--pull")  # the outputs of earlier runs that dvc.lock doesn't name
     code, stages = _reproduce(command)
     # Before anything else can fail. If a stage failed, this keeps the work of those before it.
-    if remote and os.environ.get("RETRAIN_PUSH") != "false":
-        pushed = _run("dvc", "push", "--run-cache")
-    else:
-        pushed = 0
+    pushed = _run("dvc", "push", "--run-cache") if remote and push == "true" else 0
     from minigpt.retraining import report  # only now: it loads MLflow
     from minigpt.tracking import gate
 
@@ -73,6 +75,16 @@ def main() -> int:
     if not code and paths.GATE.exists() and (notice := gate.notice(files.read_json(paths.GATE))):
         print(notice)
     return code or pushed or (2 if lacking else 0)
+
+
+def require_dvc() -> None:
+    """Refuses to begin without DVC, whose stages find Python in the same place.
+
+    Raises:
+        InputError: There is no such command.
+    """
+    if not shutil.which("dvc"):
+        raise InputError("there is no command dvc: `source .venv/bin/activate`, then try again")
 
 
 def reproduce_command(environment: Mapping[str, str]) -> list[str]:

@@ -26,6 +26,7 @@ from minigpt.common import locks
 from minigpt.common.errors import InputError
 from minigpt.common.redaction import redact
 from minigpt.retraining import space
+from minigpt.retraining.run import require_dvc
 from minigpt.retraining.trial import Source, Trial, source
 from minigpt.tracking import mirror, store, view
 
@@ -66,6 +67,7 @@ def search(
         if number < 1:
             raise InputError(f"{option} is {number}: allowed is 1 or more")
     config = space.read(space_file)
+    require_dvc()
     with locks.hold(
         root / ".dvc/tmp/search.lock",
         wait_s=store.LOCK_WAIT_S,
