@@ -137,7 +137,7 @@ def nothing(options: Options) -> Result:
                     path = clone / (entry if isinstance(entry, str) else next(iter(entry)))
                     path.parent.mkdir(parents=True, exist_ok=True)
                     if not path.exists():
-                        path.write_text("{}\n")
+                        path.write_text("{}\n", encoding="utf-8")
         run("dvc", "commit", "--force", "--quiet", cwd=clone)
         said, *_ = run("dvc", "repro", cwd=clone)
         if "up to date" not in said:

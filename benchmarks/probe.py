@@ -69,7 +69,7 @@ def prepared(chosen: config.Config, archive: Path, tokens: int) -> Path:
     from minigpt.stages import vocab
 
     plain = chosen.model_dump(mode="json")
-    decides = [tokens, plain["vocabulary"], plain["sequences"]]
+    decides = [str(archive.resolve()), tokens, plain["vocabulary"], plain["sequences"]]
     name = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:12]
     folder = Path(tempfile.gettempdir(), "minigpt-probe", name)
     if not (folder / paths.SEQUENCES).is_dir():
