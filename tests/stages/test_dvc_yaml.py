@@ -27,8 +27,9 @@ PLUMBING = {
     "minigpt.tracking",
 }
 # The same for one stage alone: the texts after each epoch are a log, a checkpoint leads to the
-# same weights, and a change of the tokenizer that matters changes data/tokenizer.
-LOGS = {"train": {"minigpt.generation", "minigpt.training.checkpoints"}}
+# same weights, as does any number of processes, and a change of the tokenizer that matters changes
+# data/tokenizer.
+LOGS = {"train": {"minigpt.generation", "minigpt.training.checkpoints", "minigpt.training.launch"}}
 LOGS["train"] |= {f"minigpt.data.{name}" for name in ("bpe", "interface", "text", "tokenizer")}
 # For these stages, what is plumbing elsewhere is the work itself.
 WORK = {"compose": {"minigpt.config"}, "register": {"minigpt.tracking"}}

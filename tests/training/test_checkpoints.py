@@ -24,7 +24,7 @@ def test_weights_that_are_no_numbers_take_no_good_checkpoints_place(
 
 
 def test_a_finished_training_is_kept_until_it_is_recorded(
-    trainer: LossModel, tmp_path: Path
+    trainer: LossModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = Checkpoints(tmp_path, "a", True)
     before.save(trainer, step=STEPS)
@@ -36,6 +36,7 @@ def test_a_finished_training_is_kept_until_it_is_recorded(
     assert (again.train_id, again.epochs) == (before.train_id, [epoch(1)])
     again.finish("the outcome")
     assert Checkpoints(tmp_path, "a", True, recorded="the outcome").epochs == []
+    assert not caplog.messages
 
 
 def epoch(number: int, val_loss: float | None = None) -> Epoch:
@@ -74,8 +75,12 @@ def test_the_last_two_and_the_best_epoch_stay(trainer: LossModel, tmp_path: Path
 
 
 @pytest.mark.parametrize(("identity", "resume"), [("b", True), ("a", False)])
-def test_another_training_starts_afresh(
-    trainer: LossModel, tmp_path: Path, identity: str, resume: bool
+def test_another_training_starts_afresh_and_says_so(
+    trainer: LossModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    identity: str,
+    resume: bool,
 ) -> None:
     before = Checkpoints(tmp_path, "a", True)
     before.save(trainer, epoch=epoch(1))
@@ -83,6 +88,8 @@ def test_another_training_starts_afresh(
     assert after.epochs == [] and after.train_id != before.train_id
     assert names(tmp_path) == {"state.json"}
     assert Checkpoints(tmp_path, identity, True).train_id == after.train_id
+    told = ["the training starts from its beginning" in message for message in caplog.messages]
+    assert told == [True] * resume  # whoever wants no checkpoint knows
 
 
 def test_only_unusable_checkpoints_are_removed(trainer: LossModel, tmp_path: Path) -> None:
@@ -104,7 +111,9 @@ def spoil(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_of_a_spoilt_checkpoint_the_one_before_is_used(trainer: LossModel, tmp_path: Path) -> None:
+def test_of_a_spoilt_checkpoint_the_one_before_is_used(
+    trainer: LossModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     before = Checkpoints(tmp_path, "a", True)
     before.save(trainer, epoch=epoch(1))
     before.save(trainer, step=5)
@@ -112,9 +121,11 @@ def test_of_a_spoilt_checkpoint_the_one_before_is_used(trainer: LossModel, tmp_p
     spoil(tmp_path / "after_00002_00000000.npz")
     after = Checkpoints(tmp_path, "a", True)
     assert (after.epochs, after.step, after.train_id) == ([epoch(1)], 5, before.train_id)
+    assert caplog.messages == [f"{tmp_path / 'after_00002_00000000.npz'} is missing or was altered"]
     spoil(tmp_path / "after_00001_00000005.npz")
     (tmp_path / "state.json").write_text((tmp_path / "state.json").read_text()[:-9])
     assert Checkpoints(tmp_path, "a", True).epochs == []
+    assert "are damaged" in caplog.messages[-1]
 
 
 def test_a_best_epoch_that_was_spoilt_is_an_error(trainer: LossModel, tmp_path: Path) -> None:

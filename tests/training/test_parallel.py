@@ -212,9 +212,9 @@ def test_only_jax_trains_with_several_processes() -> None:
 def test_a_process_that_can_t_start_is_named(tmp_path: Path) -> None:
     code = """
 import pathlib, sys
-from minigpt.training import parallel
+from minigpt.training import launch
 broken = sys.executable, "-c", "exit('it is broken')"
-with parallel.launched(2, broken, pathlib.Path(sys.argv[1])):
+with launch.launched(2, broken, pathlib.Path(sys.argv[1])):
     pass
 """
     command = [sys.executable, "-c", code, str(tmp_path)]

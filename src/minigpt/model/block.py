@@ -32,7 +32,7 @@ def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
     batch, _, length, width = query.shape
     query = query * width**-0.5
     # On TensorFlow the products of one position of one sequence take less time as sums, by a
-    # twentieth of a token in the published size, by a seventh with four blocks and 2,000 words.
+    # twentieth of a token in the published size, by a seventh with four blocks and 2,000 tokens.
     single = batch == 1 and length == 1
     if single:
         scores = ops.sum(query * keys, axis=-1)[:, :, None]  # (B, H, 1, K)

@@ -1,14 +1,15 @@
-"""Next-token cross-entropy, fused with the projection to words.
+"""Next-token cross-entropy, fused with the projection to tokens.
 
-The logits of a batch of 128 x 80 tokens over 20,000 words take 819 MB in float32, and the plain
-loss passes over them several times. Here a block of positions is projected, its loss and gradients
-are computed, and its logits are dropped before the next block, as in "Cut Your Losses in
+The logits of a batch of 128 x 80 tokens over a vocabulary of 20,000 take 819 MB in float32, and the
+plain loss passes over them several times. Here a block of positions is projected, its loss and
+gradients are computed, and its logits are dropped before the next block, as in "Cut Your Losses in
 Large-Vocabulary Language Models" (Wijmans et al., 2024, https://arxiv.org/abs/2411.09009) and in
 Liger Kernel's chunked loss. The forward pass computes the gradients, so nothing is projected twice.
 
-Shapes: B sequences, T positions, t positions of a block, C width of a hidden state, V words.
+Shapes: B sequences, T positions, t positions of a block, C width of a hidden state, V tokens.
 """
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,11 @@ BLOCK_BYTES = 20_480_000  # logits of a block: 2 positions of the published batc
 LEAST_PROBABILITY = 1e-30  # float32 loses digits below 1e-38
 
 
+def perplexity(loss: float) -> float:
+    """Returns the perplexity of a mean loss in nats; above 700 it would overflow."""
+    return math.exp(min(loss, 700))
+
+
 def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any, Any]:
     """Computes the cross-entropy of every position, for evaluation.
 
@@ -29,10 +35,10 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
         kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
-        targets: int32 (B, T), the word that follows each position.
+        targets: int32 (B, T), the token that follows each position.
 
     Returns:
-        Nats of each position, float32 (B, T), and whether no word was more probable than the
+        Nats of each position, float32 (B, T), and whether no token was more probable than the
         target, bool (B, T).
     """
     found, best = log_probabilities(hidden, kernel, bias, targets)
@@ -47,23 +53,23 @@ def log_probabilities(
     columns: int | None = None,
     seen: Any | None = None,
 ) -> tuple[Any, Any]:
-    """Computes log probabilities of the targets, and of the most probable words.
+    """Computes log probabilities of the targets, and of the most probable tokens.
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
         kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T).
-        columns: The most probable word is one of so many; None: of all.
+        columns: The most probable token is one of so many; None: of all.
         seen: bool (B, T); blocks without a position that is seen are passed over, and have zeros.
             None: all are seen.
 
     Returns:
         Both, in nats, float32 (B, T).
     """
-    words = kernel.shape[1]
+    tokens = kernel.shape[1]
     whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
-    hiddens, answers = _blocks(hidden, words), _blocks(targets, words)
+    hiddens, answers = _blocks(hidden, tokens), _blocks(targets, tokens)
 
     def counted(number: Any) -> tuple[Any, Any]:
         logits = _float32(_logits(hiddens[:, number], whole))
@@ -72,7 +78,7 @@ def log_probabilities(
         best = largest if columns is None else ops.max(logits[..., :columns], axis=-1)
         return _of_each(logits, answers[:, number]) - largest - total, best - largest - total
 
-    shown = None if seen is None else _blocks(_float32(seen), words)  # (B, blocks, t)
+    shown = None if seen is None else _blocks(_float32(seen), tokens)  # (B, blocks, t)
 
     def of_block(nothing: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
         zeros = ops.zeros_like(answers[:, 0], "float32")
@@ -99,7 +105,7 @@ def weighted_losses(
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
         kernel: (C, V), in the dtype of the weights; V is static.
         bias: (V,).
-        targets: int32 (B, T), the word that follows each position.
+        targets: int32 (B, T), the token that follows each position.
         weights: float32 (B, T), the weight of each position in the first sum.
         observed: float32 (B, T), its weight in the second sum, which has no gradients.
         sequences: About B, which TensorFlow may not know: it decides the size of a block.
@@ -111,15 +117,15 @@ def weighted_losses(
 
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
-        width, words = kernel.shape
+        width, tokens = kernel.shape
         # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
         whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
         hiddens, answers, shares = (
-            _blocks(x, words, sequences, hidden.dtype) for x in (hidden, targets, weights)
+            _blocks(x, tokens, sequences, hidden.dtype) for x in (hidden, targets, weights)
         )
         shown = None
         if seen is not None:
-            shown = _blocks(_float32(seen), words, sequences, hidden.dtype)
+            shown = _blocks(_float32(seen), tokens, sequences, hidden.dtype)
 
         def of_block(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             nothing = ops.zeros_like(hiddens[:, 0], "float32"), ops.ones_like(shares[:, 0])
@@ -129,7 +135,7 @@ def weighted_losses(
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
             probabilities = _softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
             probability = _float32(_of_each(probabilities, target))
-            flat = ops.reshape(ops.cast(probabilities, hidden.dtype), (-1, words))
+            flat = ops.reshape(ops.cast(probabilities, hidden.dtype), (-1, tokens))
             mean = ops.reshape(ops.matmul(flat, whole), (*ops.shape(target), width + 1))
             d_piece = _float32(mean) - _float32(ops.take(whole, target, axis=0))
             rows = ops.cast(_weighted(piece, share), hidden.dtype)
@@ -140,7 +146,7 @@ def weighted_losses(
         # The one-hot part of the kernel's gradient scatters whole rows; each block adds its product
         # to them. This saves a pass over the logits.
         rows = ops.reshape(_weighted(hidden, weights), (-1, width + 1))
-        d_rows = -ops.segment_sum(rows, ops.reshape(targets, (-1,)), words)  # (V, C + 1)
+        d_rows = -ops.segment_sum(rows, ops.reshape(targets, (-1,)), tokens)  # (V, C + 1)
         dtypes = ("float32", "float32")
         d_whole, found = _scan(of_block, ops.transpose(d_rows), answers.shape[1], dtypes)
         d_hidden, chosen = (_joined(blocks, targets) for blocks in found)
@@ -173,10 +179,10 @@ def _where_seen(shown: Any, number: Any, compute: Callable[[], Any], nothing: An
     return ops.cond(ops.any(shown[:, number] > 0), compute, lambda: nothing)
 
 
-def _blocks(x: Any, words: int, sequences: int = 128, dtype: Any = "float32") -> Any:
+def _blocks(x: Any, tokens: int, sequences: int = 128, dtype: Any = "float32") -> Any:
     """Splits (B, T, ...) into (B, blocks, t, ...) and fills the last block with zeros."""
     length, size = x.shape[1], 4 if keras.backend.standardize_dtype(dtype) == "float32" else 2
-    count = -(-length // max(1, BLOCK_BYTES // (size * sequences * words)))
+    count = -(-length // max(1, BLOCK_BYTES // (size * sequences * tokens)))
     positions = -(-length // count)
     rest = [(0, 0)] * len(x.shape[2:])
     x = ops.pad(x, [(0, 0), (0, count * positions - length), *rest])

@@ -1,4 +1,4 @@
-"""The miniature GPT: embeddings, causal transformer blocks, a head over words.
+"""The miniature GPT: embeddings, causal transformer blocks, a head over tokens.
 
 The model of https://keras.io/examples/generative/text_generation_with_miniature_gpt/ with its
 post-normalised block (Vaswani et al., 2017) and initialisers, and with learned or rotary positions.
@@ -11,7 +11,7 @@ context_length - 1 positions before it (sliding window attention, Beltagy et al.
 https://arxiv.org/abs/2004.05150).
 
 Shapes: B sequences, T positions to read, K positions to attend to, H heads, D width of a head,
-C width of a token, V words.
+C width of a token, V tokens.
 """
 
 import functools
@@ -44,7 +44,7 @@ class MiniGPT(keras.Model):
         self.frequent, width = frequent(config), config.embed_dim
         rare = config.vocabulary_size - self.frequent
         # In float32 under every policy: mixed precision would cast a whole table whenever a few of
-        # its rows are taken, and add up the gradients of a frequent word in bfloat16.
+        # its rows are taken, and add up the gradients of a frequent token in bfloat16.
         table = {"output_dim": width, "dtype": "float32"}
         self.token_embedding = layers.Embedding(self.frequent, **table, name="token_embedding")
         self.token_embedding.build()
@@ -78,7 +78,7 @@ class MiniGPT(keras.Model):
 
     @property
     def head(self) -> Head:
-        """The projection to words."""
+        """The projection to tokens."""
         if self.config.tied_embeddings:  # Press and Wolf, 2017
             kernel = ops.transpose(self.token_embedding.embeddings)
         else:

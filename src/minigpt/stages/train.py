@@ -2,10 +2,7 @@
 
 import functools
 import hashlib
-import importlib.metadata
-import json
 import logging
-import os
 import signal
 import sys
 import threading
@@ -18,18 +15,19 @@ import tensorflow  # noqa: F401 - for tf.data; imported here, while the stage ru
 import yaml
 
 from minigpt import config
-from minigpt.common import backend, files, paths, progress
+from minigpt.common import paths, progress
 from minigpt.common.errors import InputError
-from minigpt.data import sequences, tokenizer
+from minigpt.data import sequences
+from minigpt.data import tokenizer as tokenizers
+from minigpt.data.tokenizer import Tokenizer
 from minigpt.engine import cluster
 from minigpt.generation import prompts
 from minigpt.generation.decoding import Generator
 from minigpt.model import directory
-from minigpt.model.network import MiniGPT
 from minigpt.tracking import gate, origin
 from minigpt.tracking.mirror import Mirror
-from minigpt.training import fit, parallel, setup
-from minigpt.training.checkpoints import Checkpoints, DivergedError, best_epoch
+from minigpt.training import fit, launch, parallel, record, setup
+from minigpt.training.checkpoints import Checkpoints, DivergedError
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ def run() -> None:
 
             train.run(engine, work_for_ray, _checkpoints)
     elif place is None and engine.workers > 1:
-        with parallel.launched(engine.workers, COMMAND, LOGS) as world:
+        with launch.launched(engine.workers, COMMAND, LOGS) as world:
             work(world)
     else:
         with parallel.joined(place) as world:
@@ -82,29 +80,29 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
         stop: Stops the training; None: SIGINT and SIGTERM do.
     """
     settings = config.load(paths.RESOLVED)
-    words = tokenizer.load(paths.TOKENIZER)
+    tokenizer = tokenizers.load(paths.TOKENIZER)
     asked = {
-        name: prompts.known(words, getattr(settings, name).prompts, f"{name}.prompts")
+        name: prompts.known(tokenizer, getattr(settings, name).prompts, f"{name}.prompts")
         for name in ("preview", "evaluate", "sample")
     }
     bar = functools.partial(progress.bar, "train: fetched", "shards")
-    manifest = sequences.verify(paths.SEQUENCES, words, world.rank, world.processes, bar)
-    made_with = _made_with(settings, words, manifest)
+    manifest = sequences.verify(paths.SEQUENCES, tokenizer, world.rank, world.processes, bar)
+    made_with = _made_with(settings, tokenizer, manifest)
     if world.is_main:
-        _warn_of_unknown_words(made_with, words, manifest["splits"]["validation"])
+        _warn_of_unknown_words(made_with, tokenizer, manifest["splits"]["validation"])
     split = manifest["splits"]["train"]
     steps = -(-split["sequences"] // settings.train.batch_size)
 
-    network = setup.make_network(settings, len(words))
+    network = setup.make_network(settings, len(tokenizer))
     writer = network
     if world.devices > 1:
         with parallel.alone():
-            writer = setup.make_network(settings, len(words))
-    generator = Generator(writer, words)
+            writer = setup.make_network(settings, len(tokenizer))
+    generator = Generator(writer, tokenizer)
     for texts in asked.values():  # the later stages' prompts: better now than after hours
-        generator.check(prompts.encode(words, texts))
-    trainer = setup.make_trainer(network, words, settings.train, steps, world.devices)
-    training = _identity(settings, manifest, network)
+        generator.check(prompts.encode(tokenizer, texts))
+    trainer = setup.make_trainer(network, tokenizer, settings.train, steps, world.devices)
+    training = record.identity(network, settings.train, manifest, _code())
     checkpoints = world.main_first(
         lambda: Checkpoints(
             paths.CHECKPOINTS,
@@ -117,8 +115,11 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
     world.agree(f"{training} {len(checkpoints.epochs)} {checkpoints.step}")
     if checkpoints.epochs or checkpoints.step:
         log.info("resuming after epoch %s, step %s", len(checkpoints.epochs), checkpoints.step)
-    found = _facts(network, world)
-    facts = {"train_id": checkpoints.train_id, "training": training, "settings": found}
+    facts = {
+        "train_id": checkpoints.train_id,
+        "training": training,
+        "settings": record.facts(network, world),
+    }
     mirror = Mirror(Path.cwd(), settings)
 
     def write_texts() -> list[dict[str, Any]]:
@@ -135,7 +136,7 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
 
     def report() -> None:
         if world.is_main:
-            _write_reports(checkpoints, facts, steps)
+            record.write(checkpoints, facts, steps)
             mirror.send()
 
     def on_epoch() -> None:
@@ -188,14 +189,16 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
         if world.is_main:
             plain = made_with.model_dump(mode="json")
             sections = {name: plain[name] for name in ("vocabulary", "sequences", "train")}
-            directory.save(paths.MODEL, network, words, sections)
-            _write_metrics(checkpoints, training, settings.train.keep == "best")
+            directory.save(paths.MODEL, network, tokenizer, sections)
+            record.write_metrics(checkpoints, training, settings.train.keep)
             facts["model"] = directory.digest(paths.MODEL)
             report()
             mirror.finish()
     except BaseException as error:
-        at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
-        log.info("stopped; the last checkpoint is %s, and %s", at, _way_on(Path.cwd()))
+        has_checkpoint = checkpoints.epochs or checkpoints.step
+        if has_checkpoint and not isinstance(error, DivergedError):  # it would diverge again
+            at = f"after epoch {len(checkpoints.epochs)}, step {checkpoints.step}"
+            log.info("stopped; the last checkpoint is %s, and %s", at, _way_on(Path.cwd()))
         # Of several processes that are interrupted, one may find that another has ended already.
         interrupted = stop.asked and parallel.is_lost(error)
         killed = interrupted or isinstance(error, KeyboardInterrupt)
@@ -216,7 +219,7 @@ def _checkpoints() -> list[str]:
 
 
 def _made_with(
-    settings: config.Config, words: tokenizer.Tokenizer, manifest: dict[str, Any]
+    settings: config.Config, tokenizer: Tokenizer, manifest: dict[str, Any]
 ) -> config.Config:
     """The configuration with the sections that the tokenizer and the sequences were made with.
 
@@ -230,8 +233,8 @@ def _made_with(
             f"{error} (as {paths.TOKENIZER} and {paths.SEQUENCES} were made; a frozen stage does "
             "not follow resolved.yaml: `dvc unfreeze vocab sequences`, then `dvc repro`)"
         ) from None
-    keys = set(config.VocabularyConfig.model_fields) & set(words.settings)
-    found = {f"vocabulary.{key}": words.settings[key] for key in keys}
+    keys = set(config.VocabularyConfig.model_fields) & set(tokenizer.settings)
+    found = {f"vocabulary.{key}": tokenizer.settings[key] for key in keys}
     found |= {f"sequences.{key}": manifest[key] for key in ("length", "policy")}
     found["sequences.validation_fraction"] = manifest["validation_fraction"]
     for key, value in found.items():
@@ -247,7 +250,7 @@ def _made_with(
 
 
 def _warn_of_unknown_words(
-    made_with: config.Config, words: tokenizer.Tokenizer, split: dict[str, Any]
+    made_with: config.Config, tokenizer: Tokenizer, split: dict[str, Any]
 ) -> None:
     """Says before the training what the gate would say after it."""
     share = split["unknown_targets"] / max(split["targets"], 1)
@@ -255,7 +258,7 @@ def _warn_of_unknown_words(
         log.warning(
             "the gate will refuse this model for the unknown words of the held-out texts: %s; %s",
             gate.explain(found),
-            gate.way_on(found, is_full=len(words) >= made_with.vocabulary.max_tokens),
+            gate.way_on(found, is_full=len(tokenizer) >= made_with.vocabulary.max_tokens),
         )
 
 
@@ -266,38 +269,10 @@ def _way_on(folder: Path) -> str:
     return "`dvc repro` resumes from it"
 
 
-def _identity(settings: config.Config, manifest: dict[str, Any], network: MiniGPT) -> str:
-    """A digest of everything that decides the weights: only a checkpoint with it is resumed."""
+def _code() -> list[Path]:
+    """The code that decides the weights: the stage's dependencies."""
     deps = _yaml(Path("dvc.yaml"))["stages"]["train"]["deps"]
-    code = [path for path in map(Path, deps) if path.parts[0] == "src"]
-    modules = {file for path in code for file in (path.rglob("*.py") if path.is_dir() else [path])}
-    parts = {
-        "model": network.config.model_dump(mode="json"),
-        "train": settings.train.model_dump(mode="json"),
-        "sequences": sequences.without_addresses(manifest),
-        "versions": _versions(),
-        "code": {module.as_posix(): files.sha256(module) for module in modules},
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    name = keras.backend.backend()
-    return {"keras": keras.__version__, name: importlib.metadata.version(name)}
-
-
-def _facts(network: MiniGPT, world: parallel.World) -> dict[str, Any]:
-    """What this machine and its libraries add to the configuration."""
-    return {
-        "backend": keras.backend.backend(),
-        **_versions(),
-        "onednn": os.environ.get(backend.ONEDNN, "as TensorFlow chooses"),
-        "cpus": len(os.sched_getaffinity(0)),
-        "processes": world.processes,
-        "devices": world.devices,
-        "dtype_policy": network.config.dtype_policy,
-        "parameters": network.count_params(),
-    }
+    return [path for path in map(Path, deps) if path.parts[0] == "src"]
 
 
 def _recorded_run() -> str:
@@ -312,34 +287,6 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-def _write_reports(checkpoints: Checkpoints, facts: dict[str, Any], steps: int) -> None:
-    """Writes what is known of the training so far."""
-    done = checkpoints.epochs
-    if done:
-        files.write_csv(paths.LOSSES, list(done[0].row), (epoch.row for epoch in done))
-        files.write_json_lines(paths.EPOCH_TEXTS, (text for epoch in done for text in epoch.texts))
-        rows = [
-            {
-                "epoch": row.epoch,
-                "step": (row.epoch - 1) * steps + row.step,
-                "loss": f"{row.loss:.6g}",
-                "learning_rate": f"{row.learning_rate:.6g}",
-            }
-            for row in checkpoints.logged
-            if row.epoch <= len(done)
-        ]
-        files.write_csv(paths.STEPS, ["epoch", "step", "loss", "learning_rate"], rows)
-    timings = [epoch.timing for epoch in done]  # last: they say which epochs the others hold
-    files.write_json(paths.RUN, {"model": None, **facts, "epochs": timings})
-
-
-def _write_metrics(checkpoints: Checkpoints, training: str, keep_best: bool) -> None:
-    done = checkpoints.epochs
-    kept = done[best_epoch(done) - 1] if keep_best else done[-1]
-    metrics = {**kept.row, "epochs": len(done), "training": training}
-    files.write_json(paths.TRAIN_METRICS, metrics)
 
 
 class _Lines(keras.callbacks.Callback):

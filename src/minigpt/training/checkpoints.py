@@ -1,6 +1,7 @@
 """Checkpoints: a training that is stopped at any step goes on from the newest one."""
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Sequence
@@ -14,7 +15,13 @@ from keras import ops
 from minigpt.common import files
 from minigpt.common.errors import InputError
 
+log = logging.getLogger(__name__)
+
 STATE_FILE = "state.json"
+DIVERGED = (
+    "training has diverged; lower train.learning_rate (with muon, train.matrix_rate too), or set "
+    "train.clip_norm"
+)
 _OWN_FILE = re.compile(r"after_\d{5,}_\d{8,}\.npz(\.tmp)?")
 
 
@@ -106,6 +113,17 @@ class Checkpoints:
             self._restore(state)
         if writes:
             directory.mkdir(parents=True, exist_ok=True)
+            if (
+                resume
+                and not self._files
+                and not is_recorded
+                and any(directory.glob("after_*.npz"))
+            ):
+                log.warning(
+                    "the training starts from its beginning: the checkpoints in %s are damaged, or "
+                    "of other settings, data, code or library versions, and are removed",
+                    directory,
+                )
             self._write_state()
 
     def save(self, model: keras.Model, *, epoch: Epoch | None = None, step: int = 0) -> None:
@@ -126,8 +144,7 @@ class Checkpoints:
         if not all(np.isfinite(array).all() for array in arrays):
             raise DivergedError(
                 f"the weights are no longer finite after step {step} of epoch "
-                f"{epochs + (not epoch)}: training has diverged; lower "
-                "train.learning_rate, or set train.clip_norm"
+                f"{epochs + (not epoch)}: {DIVERGED}"
             )
         if self.writes:
             path = self.directory / f"after_{epochs:05d}_{step:08d}.npz"
@@ -175,7 +192,9 @@ class Checkpoints:
     def _restore(self, state: dict[str, Any]) -> None:
         self.train_id, self._files = state["train_id"], state["files"]
         while self._files and not self._is_intact(self._files[-1]):
-            self._files.pop()
+            altered = self._files.pop()["name"]
+            if self.writes:
+                log.warning("%s is missing or was altered", self.directory / altered)
         if self._files:
             done, self.step = self._files[-1]["epochs"], self._files[-1]["step"]
             self.epochs = [Epoch(**epoch) for epoch in state["epochs"][:done]]

@@ -1,6 +1,5 @@
 """The training loop: the fused loss as Keras fits it, and epochs that can be resumed."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +10,11 @@ from keras import ops
 from minigpt.config import TrainConfig
 from minigpt.data.tokenizer import PADDING, UNKNOWN
 from minigpt.model import head
+from minigpt.model.loss import perplexity
 from minigpt.model.network import MiniGPT
 from minigpt.training import parallel
 from minigpt.training.checkpoints import (
+    DIVERGED,
     Checkpoints,
     DivergedError,
     Epoch,
@@ -21,7 +22,7 @@ from minigpt.training.checkpoints import (
     best_epoch,
 )
 
-EXPLODED = 100.0  # nats per token; a guess among ten million words costs 16
+EXPLODED = 100.0  # nats per token; a guess among ten million tokens costs 16
 
 
 class LossModel(keras.Model):
@@ -170,8 +171,7 @@ class _Steps(keras.callbacks.Callback):
         loss = float((logs or {})["loss"])
         if not loss < EXPLODED:  # true for NaN as well
             raise DivergedError(
-                f"the loss is {loss:g} at step {step} of epoch {self.epoch}: training has "
-                "diverged; lower train.learning_rate, or set train.clip_norm"
+                f"the loss is {loss:g} at step {step} of epoch {self.epoch}: {DIVERGED}"
             )
         is_last, asked = step == self.steps, self.world.any(self.stop.asked)
         log = is_last or step % self.log_steps == 0
@@ -296,7 +296,7 @@ def _row(
         row["val_loss"], row["val_seed_loss"] = held_out["loss"], held_out["seed_loss"]
         if (bits := bits_per_byte(held_out.get("text_loss", held_out["loss"]))) is not None:
             row["val_bits_per_byte"] = bits
-        row["val_perplexity"] = math.exp(min(held_out["loss"], 700))  # beyond that it overflows
+        row["val_perplexity"] = perplexity(held_out["loss"])
         row["val_unk_share"] = held_out["unk_share"]
     return row
 

@@ -28,7 +28,7 @@ def make_network(settings: Config, tokens: int) -> MiniGPT:
 
 def make_trainer(
     network: MiniGPT,
-    words: Tokenizer,
+    tokenizer: Tokenizer,
     train: TrainConfig,
     steps: int,
     devices: int = 1,
@@ -37,7 +37,7 @@ def make_trainer(
 
     Args:
         network: The network.
-        words: The tokenizer, whose padding, [UNK] and separator the loss tells apart.
+        tokenizer: The tokenizer, whose padding, [UNK] and separator the loss tells apart.
         train: The section `train`.
         steps: Steps of an epoch.
         devices: How many share each batch.
@@ -52,9 +52,9 @@ def make_trainer(
         network,
         padded=train.loss == "padded",
         batch_size=-(-train.batch_size // devices),
-        padding=words.padding,
-        unknown=words.unknown,
-        separator=words.separator,
+        padding=tokenizer.padding,
+        unknown=tokenizer.unknown,
+        separator=tokenizer.separator,
     )
     optimizer = optimizers.make(train, train.epochs * steps, network.compute_dtype)
     trainer.compile(optimizer=optimizer, jit_compile=jit_compile)
