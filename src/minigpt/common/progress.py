@@ -11,17 +11,16 @@ log = logging.getLogger(__name__)
 
 LOG_EVERY_S = 10
 
+Progress = Callable[[int, int | None], None]  # how much is done, and in all (None while unknown)
 
-def bar(what: str, unit: str, scale: bool = False) -> Callable[[int, int | None], None]:
+
+def bar(what: str, unit: str, scale: bool = False) -> Progress:
     """Makes a progress bar in a terminal; elsewhere, something that logs a line now and then.
 
     Args:
         what: The activity, which stands before the bar.
         unit: What is counted.
         scale: Whether the bar abbreviates numbers (1.5M for 1500000).
-
-    Returns:
-        A function that takes how much is done and how much there is in all (None while unknown).
     """
     if sys.stderr.isatty():
         shown = tqdm(desc=what, unit=unit, unit_scale=scale)

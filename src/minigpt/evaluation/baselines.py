@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from minigpt.common.progress import Progress
+
 Ints = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -34,7 +36,11 @@ def word_unigram(train_ids: Ints, words: int) -> Floats:
 
 
 def kneser_ney(
-    train: tuple[Ints, Offsets], test: tuple[Ints, Offsets], words: int, order: int = 5
+    train: tuple[Ints, Offsets],
+    test: tuple[Ints, Offsets],
+    words: int,
+    order: int = 5,
+    progress: Progress | None = None,
 ) -> Floats:
     """Trains an interpolated Kneser-Ney n-gram model and computes the loss of each test token.
 
@@ -53,6 +59,7 @@ def kneser_ney(
         test: Likewise.
         words: The number of the tokenizer's tokens, padding included.
         order: n.
+        progress: Called after each order with the orders done and the orders in all.
 
     Returns:
         Nats of each test token, given the tokens before it in its review.
@@ -82,6 +89,8 @@ def kneser_ney(
             total > 0, (kept + backed_off) / np.maximum(total, 1), probabilities
         )
         histories, grams = grams, longer
+        if progress:
+            progress(n, order)
     return -np.log(probabilities)
 
 

@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from minigpt.common.progress import Progress
 from minigpt.data.tokenizer import Texts, Tokenizer, WordTokenizer
-from minigpt.evaluation.events import GAPS, PATTERNS, Events, Ints, Progress, added, text_pieces
+from minigpt.evaluation.events import GAPS, PATTERNS, Events, Ints, added, text_pieces
 
 Floats = npt.NDArray[np.float64]
 

@@ -1,6 +1,6 @@
 """What texts hold besides their tokens, as events: case, white space, and words to spell."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,12 +8,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minigpt.common.progress import Progress
 from minigpt.data import text
 from minigpt.data.interface import pieces
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts, WordTokenizer
 
 Ints = npt.NDArray[np.int64]
-Progress = Callable[[int, int | None], None]
 
 PATTERNS = ("as the token is", "First letter a capital", "ALL CAPITALS", "spelled")
 SPELLED = len(PATTERNS) - 1

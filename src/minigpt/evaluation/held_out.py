@@ -12,7 +12,6 @@ compared only under the same number, `MEASURE`.
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from minigpt.common.progress import Progress
 from minigpt.data import sequences, text
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts
 from minigpt.evaluation.charges import Charges, Nats
 from minigpt.model import head
+from minigpt.model.loss import perplexity
 from minigpt.model.network import MiniGPT
 
 # Of bits per byte. 1: of lower-case text with single spaces, [UNK] and first tokens spelled byte by
@@ -34,11 +35,9 @@ MEASURE = 2
 
 BATCH_SIZE = 128  # windows in a step; the figures do not depend on it
 BANDS = (10, 100, 1_000, 10_000)  # the last frequency rank of each band but the last
-LARGEST_EXPONENT = 700  # math.exp overflows a little above
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-Progress = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def figures(reviews: HeldOut, losses: Floats) -> dict[str, float]:
     bits = (float(losses.sum()) + sum(reviews.charged)) / math.log(2)
     return {
         "loss": loss,
-        "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
+        "perplexity": perplexity(loss),
         "bits_per_byte": bits / reviews.text_bytes,
     }
 
@@ -148,7 +147,7 @@ def model_losses(
         progress: Called after each step with the windows done and the windows in all.
 
     Returns:
-        For each target, in order: its nats, whether no word was more probable, and its position,
+        For each target, in order: its nats, whether no token was more probable, and its position,
         which is the number of tokens before it in the window, from 1 to the context length.
     """
     length = network.config.context_length
@@ -182,7 +181,7 @@ def model_figures(
     Args:
         reviews: The reviews as its tokenizer reads them.
         losses: Nats of each target, in order.
-        right: Whether no word was more probable than the target.
+        right: Whether no token was more probable than the target.
 
     Returns:
         loss, perplexity, known_loss and known_perplexity (without the targets that are [UNK]),
@@ -196,7 +195,7 @@ def model_figures(
         "loss": shared["loss"],
         "perplexity": shared["perplexity"],
         "known_loss": known_loss,
-        "known_perplexity": math.exp(min(known_loss, LARGEST_EXPONENT)),
+        "known_perplexity": perplexity(known_loss),
         "accuracy": float(right.mean()),
         "unk_share": float(1 - known.mean()),
         "bits_per_byte": shared["bits_per_byte"],

@@ -1,11 +1,12 @@
 """Texts that are sampled to be counted: how varied they are, and how much of them is copied."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.common.progress import Progress
 from minigpt.config import EvaluateConfig
 from minigpt.evaluation import copying
 from minigpt.generation.decoding import Generator, Written
@@ -41,7 +42,7 @@ def write(
     prompts: Sequence[str],
     config: EvaluateConfig,
     reviews: copying.Reviews,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Sample]:
     """Samples `config.reviews` texts, taking the prompts in turn, and looks for copied runs.
 

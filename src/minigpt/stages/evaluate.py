@@ -94,7 +94,8 @@ def _measure(
     if trained.tokenizer.padding is None:  # the baselines need the id 0 for themselves
         words, ids, train = words + 1, ids + 1, (train[0] + 1, train[1])
     unigram = baselines.word_unigram(train[0], words)[ids[read.targets]]
-    ngrams = baselines.kneser_ney(train, (ids, read.offsets), words, order)[read.targets]
+    bar = progress.bar("evaluate: n-grams", "orders")
+    ngrams = baselines.kneser_ney(train, (ids, read.offsets), words, order, bar)[read.targets]
     figures = {
         **held_out.model_figures(read, losses, right),
         "charged": held_out.charged(read),
