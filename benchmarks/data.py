@@ -30,7 +30,7 @@ LEARNED = 7_600  # reviews that bpe learns from: 10 MB, the default of vocabular
 
 
 def existing(path: Path) -> Path:
-    """The archive, or in a tiny run the embedded sample."""
+    """Returns the archive, or in a tiny run the embedded sample."""
     path = SAMPLE if script.TINY else path
     if not path.exists():
         raise NotMeasuredError(f"{path} is missing: give aclImdb_v1.tar.gz with --archive")
@@ -39,7 +39,7 @@ def existing(path: Path) -> Path:
 
 @functools.cache
 def texts(path: Path) -> pa.Array:
-    """The reviews of an archive, or in a tiny run a few of the sample."""
+    """Returns the reviews of an archive, or in a tiny run a few of the sample."""
     path = existing(path)
     config = CorpusConfig(format="archive", url=str(path), sha256="0" * 64, folders=FOLDERS)
     found = pa.Table.from_batches(archive.read(path, config))["text"].combine_chunks()
@@ -94,7 +94,7 @@ def preparation(options: Options) -> Result:
 
 
 def build(reviews: pa.Array, style: str = "published") -> tokenizer.WordTokenizer:
-    """The tokenizer of reviews, with a vocabulary of the published size."""
+    """Returns the tokenizer of reviews, with a vocabulary of the published size."""
     counts = tokenizer.count(reviews, style)
     return tokenizer.build(counts, script.VOCABULARY_SIZE - 1, style, style == "words")
 
@@ -129,9 +129,8 @@ def nothing(options: Options) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         clone = Path(folder, "project")
         run("git", "clone", "--quiet", PROJECT, clone)
-        for stage in yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))[
-            "stages"
-        ].values():
+        pipeline = yaml.safe_load((clone / "dvc.yaml").read_text(encoding="utf-8"))
+        for stage in pipeline["stages"].values():
             for kind in ("outs", "metrics", "plots"):
                 for entry in stage.get(kind, []):
                     path = clone / (entry if isinstance(entry, str) else next(iter(entry)))

@@ -88,7 +88,7 @@ def scale(options: Options) -> Result:
                 made = sorted(path for path in (project / "data").glob("*/*") if path.is_file())
                 digests.append([(path.name, files.sha256(path)) for path in made])
             if digests[0] != digests[-1]:
-                raise NotMeasuredError("Ray's workers left other bytes than the local stages")
+                raise RuntimeError("Ray's workers left other bytes than the local stages")
     whole = np.sum([found[stage]["seconds"] for stage in STAGES], axis=0)
     facts = {"factors": FACTORS, "every": options.every, **found}
     return Result([float(whole[-1] / whole[0] / FACTORS[-1])], facts=facts)

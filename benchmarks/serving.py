@@ -167,27 +167,30 @@ def _memory(server: Server) -> list[float]:
     return [round(each) for each in found]
 
 
-@contextlib.contextmanager
-def _minigpt(model: Path) -> Iterator[Server]:
-    port = _port()
-    command = [sys.executable, "-m", "minigpt.cli", "serve", "--port", str(port)]
-    with _running([*command, "--model", str(model)], model.parent, port, "/health") as server:
-        yield server
+def _minigpt(model: Path) -> contextlib.AbstractContextManager[Server]:
+    command = ["minigpt.cli", "serve", "--model", str(model)]
+    return _running(command, model.parent, "/health")
+
+
+def _mlflow(folder: Path) -> contextlib.AbstractContextManager[Server]:
+    command = ["mlflow", "models", "serve", "--env-manager", "local", "--model-uri", str(folder)]
+    return _running(command, folder.parent, "/ping")
 
 
 @contextlib.contextmanager
-def _mlflow(folder: Path) -> Iterator[Server]:
-    port = _port()
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local"]
-    command += ["--model-uri", str(folder), "--port", str(port)]
-    with _running(command, folder.parent, port, "/ping") as server:
-        yield server
+def _running(arguments: list[str], folder: Path, path: str) -> Iterator[Server]:
+    """Starts `python -m ...` on a free port and waits until it answers 200; ends it at the end.
 
+    Args:
+        arguments: The module and its arguments, to which --port is added.
+        folder: Where it runs, and where its log is written.
+        path: What it is asked for.
 
-@contextlib.contextmanager
-def _running(command: list[str], folder: Path, port: int, path: str) -> Iterator[Server]:
-    """Starts a server and waits until it answers 200; ends it, and all that it has started."""
-    began = time.perf_counter()
+    Raises:
+        NotMeasuredError: It has ended, or does not answer.
+    """
+    began, port = time.perf_counter(), _port()
+    command = [sys.executable, "-m", *arguments, "--port", str(port)]
     env = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
     with (
         (folder / f"{port}.log").open("wb") as log,

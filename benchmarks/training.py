@@ -1,6 +1,5 @@
 """Rows about training: one step, its memory, its input, and the losses of whole epochs."""
 
-import hashlib
 import os
 import re
 import tempfile
@@ -25,6 +24,7 @@ from benchmarks.measure import (
     run,
     timed,
 )
+from minigpt.common import files
 from minigpt.config import ModelConfig
 from minigpt.data import sequences
 from minigpt.model.network import MiniGPT
@@ -134,12 +134,11 @@ def device(options: Options) -> Result:
 
 def losses(options: Options) -> Result:
     """The training loss of each epoch of experiment=seed, beside the published one."""
-    digest = hashlib.sha256(data.existing(options.archive).read_bytes()).hexdigest()
     settings = {
         "groups.experiment": "seed",
         "train.epochs": options.epochs,
         "corpus.url": options.archive.resolve(),
-        "corpus.sha256": digest,
+        "corpus.sha256": files.sha256(data.existing(options.archive)),
     }
     choices = [part for key, value in settings.items() for part in ("-S", f"{key}={value}")]
     name = "bench-seed"
