@@ -13,7 +13,8 @@ import pyarrow as pa
 from benchmarks import probe
 from benchmarks.measure import Options, Result
 from minigpt.common import paths
-from minigpt.data import corpus, tokenizer
+from minigpt.data import corpus, text, tokenizer
+from minigpt.data.tokenizer import Texts
 from minigpt.evaluation import charges, held_out
 
 PUBLISHED = ["groups.experiment=seed", "sequences.validation_fraction=0.05"]
@@ -68,7 +69,7 @@ def scores(settings: list[str], options: Options, parts: int) -> Iterator[Score]
     folder = probe.prepared(chosen, options.archive, TOKENS)
     table, fraction = folder / paths.REVIEWS, chosen.sequences.validation_fraction
     kept = pa.chunked_array(corpus.texts(table, fraction, held_out=True), pa.string())
-    prefixes = held_out.prefixes(kept)
+    covered = prefixes(kept)
     words = tokenizer.load(folder / paths.TOKENIZER)
     learned = charges.learn(corpus.texts(table, fraction), words)
     trainer, of_epoch, steps = probe.training(chosen, folder)
@@ -79,7 +80,26 @@ def scores(settings: list[str], options: Options, parts: int) -> Iterator[Score]
         for begin in range(0, steps, part):
             some = dataset.skip(begin).take(part)
             trainer.fit(some, verbose=0, shuffle=False, callbacks=[timed])
-            bits = held_out.measure(trainer.network, learned, prefixes)["bits_per_byte"]
+            bits = held_out.measure(trainer.network, learned, covered)["bits_per_byte"]
             score = Score(timed.steps, timed.seconds, bits)
             print(settings[0], score, flush=True)
             yield score
+
+
+def prefixes(texts: Texts, tokens: int = 81) -> pa.Array:
+    """Returns the beginnings of texts that the published sequences cover.
+
+    Models that read whole reviews can be measured on the same bytes as one that was trained, as
+    published, on the first 80 targets of each.
+
+    Args:
+        texts: (N,) reviews.
+        tokens: The tokens of the style `published` to keep, with what stands before each.
+    """
+    words = text.surfaces(texts, "published").to_pylist()
+    gaps = text.gaps(texts, "published").to_pylist()
+    kept = (
+        "".join(map("".join, zip(before, typed[:tokens], strict=False)))
+        for before, typed in zip(gaps, words, strict=True)
+    )
+    return pa.array(kept, pa.string())

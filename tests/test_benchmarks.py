@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from minigpt.common import backend, paths
+from minigpt.data.tokenizer import SPECIAL_TOKENS, WordTokenizer
 
 SIDES = """
 import time
@@ -115,6 +116,17 @@ def test_processes_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert names == [True, False]  # the script runs TensorFlow as it is shipped
     with pytest.raises(measure.NotMeasuredError, match=r"sides\.side failed"):
         measure.compare_processes("sides.side", ["a"], ["b", str(log)], 1)
+
+
+def test_prefixes_are_what_the_published_sequences_cover(training: Any) -> None:
+    from benchmarks import speedrun
+
+    texts = pa.array(['Say "Hello  there".<br />It\n', "", "One", " Two words"])
+    cut = speedrun.prefixes(texts, 4)
+    assert cut.to_pylist() == ['Say "Hello  there"', "", "One", " Two words"]
+    _, offsets = WordTokenizer(SPECIAL_TOKENS, "published").encode(cut)
+    assert np.diff(offsets).tolist() == [4, 0, 1, 2]
+    assert speedrun.prefixes(pa.chunked_array([texts]), 1)[0].as_py() == "Say"
 
 
 @pytest.mark.slow

@@ -133,15 +133,6 @@ def test_behind_a_separator_the_first_token_is_a_target() -> None:
     assert reviews.charged.first == 0
 
 
-def test_prefixes_are_what_the_published_sequences_cover() -> None:
-    texts = pa.array(['Say "Hello  there".<br />It\n', "", "One", " Two words"])
-    cut = held_out.prefixes(texts, 4)
-    assert cut.to_pylist() == ['Say "Hello  there"', "", "One", " Two words"]
-    _, offsets = WordTokenizer(SPECIAL_TOKENS, "published").encode(cut)
-    assert np.diff(offsets).tolist() == [4, 0, 1, 2]
-    assert held_out.prefixes(pa.chunked_array([texts]), 1)[0].as_py() == "Say"
-
-
 def test_without_a_known_target() -> None:
     reviews = HeldOut(np.array([2, 1], np.int32), np.array([0, 2]), np.array([1]), NOTHING, 3)
     found = held_out.model_figures(reviews, np.array([1000.0]), np.array([False]))

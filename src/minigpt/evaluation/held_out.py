@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from minigpt.common.progress import Progress
-from minigpt.data import sequences, text
+from minigpt.data import sequences
 from minigpt.data.tokenizer import PADDING, UNKNOWN, Texts
 from minigpt.evaluation.charges import Charges, Nats
 from minigpt.model import head
@@ -84,25 +84,6 @@ def read(texts: Texts, charges: Charges) -> HeldOut:
     size = pc.sum(pc.binary_length(texts)).as_py()
     targets = np.flatnonzero(is_target)
     return HeldOut(ids, offsets, targets, charges(texts), size, tokenizer.unknown)
-
-
-def prefixes(texts: Texts, tokens: int = 81) -> pa.Array:
-    """Returns the beginnings of texts that the published sequences cover.
-
-    Models that read whole reviews can be measured on the same bytes as one that was trained, as
-    published, on the first 80 targets of each.
-
-    Args:
-        texts: (N,) reviews.
-        tokens: The tokens of the style `published` to keep, with what stands before each.
-    """
-    words = text.surfaces(texts, "published").to_pylist()
-    gaps = text.gaps(texts, "published").to_pylist()
-    kept = (
-        "".join(map("".join, zip(before, typed[:tokens], strict=False)))
-        for before, typed in zip(gaps, words, strict=True)
-    )
-    return pa.array(kept, pa.string())
 
 
 def figures(reviews: HeldOut, losses: Floats) -> dict[str, float]:
