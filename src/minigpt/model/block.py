@@ -14,7 +14,7 @@ from keras import layers, ops
 from minigpt.config import ModelConfig
 
 Cache = tuple[Any, Any]  # the keys and values of one block, (B, H, K, D) each
-Turn = tuple[Any, Any]  # cosines and sines of rotary positions
+Rotary = tuple[Any, Any]  # cosines and sines of rotary positions
 
 
 def attend(query: Any, keys: Any, values: Any, mask: Any) -> Any:
@@ -111,7 +111,7 @@ class Block(layers.Layer):
         self,
         x: Any,
         mask: Any,
-        turn: Turn | None = None,
+        rotary: Rotary | None = None,
         cache: Cache | None = None,
         columns: Any = None,
         matrices: dict[str, Any] | None = None,
@@ -122,7 +122,7 @@ class Block(layers.Layer):
         Args:
             x: (B * T, C).
             mask: Which positions each position may see; bool, broadcast to (B, H, T, K).
-            turn: The rotary positions; None: they are learned, and part of `x`.
+            rotary: The rotary positions; None: they are learned, and part of `x`.
             cache: Keys and values of earlier positions, for T = 1; None: there are none (K = T).
             columns: int32 (B,), the column of the cache that each sequence's position goes to.
             matrices: What the method `matrices` returned; None: made of the current weights.
@@ -143,8 +143,8 @@ class Block(layers.Layer):
             return self.attention_output(ops.reshape(x, (-1, heads * width)), matrix)
 
         query, keys, values = map(project, (self.query, self.key, self.value))  # (B, H, T, D)
-        if turn is not None:
-            query, keys = rotate(query, turn), rotate(keys, turn)
+        if rotary is not None:
+            query, keys = rotate(query, rotary), rotate(keys, rotary)
         if cache is not None:  # (B, H, K, D)
             keys, values = _put(cache[0], columns, keys), _put(cache[1], columns, values)
         once = _recomputed if training else lambda function: function
@@ -156,7 +156,7 @@ class Block(layers.Layer):
         return once(self.feed_forward_norm)(x + more), (keys, values)
 
 
-def rotate(x: Any, turn: Turn) -> Any:
+def rotate(x: Any, rotary: Rotary) -> Any:
     """Turns component i of a head with component i + D / 2 by an angle that the position decides.
 
     The product of a query and a key then depends on their distance alone (Su et al., 2021,
@@ -164,10 +164,10 @@ def rotate(x: Any, turn: Turn) -> Any:
 
     Args:
         x: Queries or keys, (B, H, T, D).
-        turn: What `MiniGPT.turn` returned.
+        rotary: What `MiniGPT.rotary` returned.
     """
     first, second = ops.split(x, 2, axis=-1)
-    return x * turn[0] + ops.concatenate([second, first], axis=-1) * turn[1]
+    return x * rotary[0] + ops.concatenate([second, first], axis=-1) * rotary[1]
 
 
 def _put(cache: Any, columns: Any, new: Any) -> Any:

@@ -22,7 +22,7 @@ import numpy as np
 from keras import layers, ops
 
 from minigpt.config import ModelConfig
-from minigpt.model.block import Block, Cache, Turn
+from minigpt.model.block import Block, Cache, Rotary
 from minigpt.model.head import Head, Tail, logits
 
 ROTARY_BASE = 10_000.0  # the longest wave has some 6 times as many positions (Su et al., 2021)
@@ -149,10 +149,10 @@ class MiniGPT(keras.Model):
             mask = ops.arange(room, dtype="int32") <= positions[:, None, None, None]  # (B, 1, 1, K)
             columns, positions = positions % room, positions[:, None]  # (B,), (B, 1)
         x = ops.reshape(self.embed(tokens, positions), (-1, self.config.embed_dim))  # (B * T, C)
-        turn, read = self.turn(positions), []
+        rotary, read = self.rotary(positions), []
         for number, block in enumerate(self.blocks):
             given = {"cache": cache and cache[number], "matrices": matrices and matrices[number]}
-            x, kept = block(x, mask, turn, columns=columns, training=training, **given)
+            x, kept = block(x, mask, rotary, columns=columns, training=training, **given)
             read.append(kept)
         return ops.reshape(x, (-1, length, self.config.embed_dim)), read
 
@@ -176,7 +176,7 @@ class MiniGPT(keras.Model):
             x = x + self.position_embedding(positions)
         return ops.cast(x, self.compute_dtype)
 
-    def turn(self, positions: Any) -> Turn | None:
+    def rotary(self, positions: Any) -> Rotary | None:
         """Returns by which angles `rotate` turns the pairs of a head's components.
 
         Args:
