@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"\nerror: {given.command}: interrupted", file=sys.stderr)
+        return 130
     return code
 
 
@@ -74,18 +77,14 @@ def _search(given: argparse.Namespace) -> int:
             raise
         raise InputError(f"{error}; install it: pip install -e .[search]") from None
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        found = search(
-            Path.cwd(),
-            given.space,
-            given.name,
-            trials=given.trials,
-            jobs=given.jobs,
-            fixed=given.set_param,
-        )
-    except KeyboardInterrupt:
-        print("error: search: interrupted", file=sys.stderr)
-        return 130
+    found = search(
+        Path.cwd(),
+        given.space,
+        given.name,
+        trials=given.trials,
+        jobs=given.jobs,
+        fixed=given.set_param,
+    )
     print(found)
     return 0
 
@@ -100,10 +99,9 @@ def _retrain(given: argparse.Namespace) -> int:
 def _generate(given: argparse.Namespace) -> int:
     backend.choose()
     with backend.importing("error: generate: interrupted"):
-        from minigpt.serving import terminal
-    from minigpt.serving import sources
+        from minigpt.serving import sources, terminal
 
-    everything = config.load() if paths.RESOLVED.exists() else None
+    everything, name = _project()
     values = everything.sample.model_dump() if everything else {"max_tokens": NEW_TOKENS}
     wanted = {name: getattr(given, name) for name in config.SamplingConfig.model_fields}
     values |= {name: value for name, value in wanted.items() if value is not None}
@@ -118,7 +116,6 @@ def _generate(given: argparse.Namespace) -> int:
         raise InputError(f"-n is {given.n}: allowed is 1 or more")
     if given.file is None and given.prompt is None:
         given.prompt = terminal.prompt_of_a_pipe()
-    name = everything.tracking.model_name if everything else "minigpt"
     source = sources.source(given.model, name, Path.cwd())
     writer = terminal.Writer(source, sampling, terminal.SLOTS if given.file else given.n)
     try:
@@ -126,9 +123,6 @@ def _generate(given: argparse.Namespace) -> int:
             terminal.write_file(writer, given.file, given.n, given.out)
         else:
             terminal.write(writer, given.prompt, given.n, given.json)
-    except KeyboardInterrupt:
-        print(file=sys.stderr)
-        return 130
     except BrokenPipeError:  # of `| head`
         sys.stdout = None  # type: ignore[assignment] # nothing is flushed into it at the end
     return 0
@@ -139,10 +133,17 @@ def _serve(given: argparse.Namespace) -> int:
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     backend.choose()
     with backend.importing("error: serve: interrupted"):
-        from minigpt.model import directory  # noqa: F401 - before the server takes the signals
-        from minigpt.serving import server
+        from minigpt.serving import server, sources
 
-    return server.start(given)
+    everything, name = _project()
+    return server.serve(
+        [sources.source(model, name, Path.cwd()) for model in given.model or [None]],
+        given.host,
+        given.port,
+        given.allow_host,
+        everything.serving if everything else config.ServingConfig(),
+        everything.tracking.request if everything else config.RequestConfig(),
+    )
 
 
 def _export(given: argparse.Namespace) -> int:
@@ -160,6 +161,14 @@ def _export(given: argparse.Namespace) -> int:
         ) from None
     print(f"{out}: open it with keras.saving.load_model after `import minigpt`")
     return 0
+
+
+def _project() -> tuple[config.Config | None, str]:
+    """The configuration, if there is a project here, and the name of the registered model."""
+    if not paths.RESOLVED.exists():
+        return None, "minigpt"
+    everything = config.load()
+    return everything, everything.tracking.model_name
 
 
 def _model(given: argparse.Namespace) -> tuple[str, str]:

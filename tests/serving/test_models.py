@@ -30,11 +30,12 @@ class Moving:
     id, alias = "mini", "@champion"
 
     def __init__(self, folders: dict[str, Path]) -> None:
-        self.folders, self.version, self.away = folders, "1", False
+        self.folders, self.version = folders, "1"
+        self.away: Exception | None = None
 
     def find(self) -> Found:
         if self.away:
-            raise InputError("MLflow can't be used: no answer")
+            raise self.away
         return Found(f"mini/{self.version}", self.version)
 
     def fetch(self, found: Found, folder: Path) -> Path | None:
@@ -85,7 +86,9 @@ async def follow(moving: Moving, caplog: Any) -> None:
     moving.version = "4"
     await until(lambda: model.refused and model.refused.version == "4")
     assert model.loaded is second
-    moving.away = True
+    moving.away = ValueError("a figure that is no number")
+    await until(lambda: "goes on with version 2: ValueError" in caplog.text)
+    moving.away = InputError("MLflow can't be used: no answer")
     await until(lambda: "no answer" in caplog.text)
     await asyncio.sleep(0.3)
     assert caplog.text.count("no answer") == 1  # and not every few seconds
@@ -136,10 +139,11 @@ def test_what_is_not_safe_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
         ({"host": "0.0.0.0"}, "others could reach the server without a key; set MINIGPT_API_KEY"),
         ({"models": [Folder(folder)] * 2}, "two models are called model"),
         ({"models": [Folder(tmp_path / "nowhere")]}, "there is no such folder"),
+        ({"port": 70_000}, "--port 70000: a port is a number up to 65535"),
     ):
-        arguments: dict[str, Any] = {"models": [Folder(folder)], "host": "127.0.0.1", **given}
+        defaults: dict[str, Any] = {"models": [Folder(folder)], "host": "127.0.0.1", "port": 0}
         with pytest.raises(InputError, match=message):
-            server.serve(**arguments, port=0, allowed_hosts=[], config=config, limits=LIMITS)
+            server.serve(**defaults | given, allowed_hosts=[], config=config, limits=LIMITS)
 
 
 def test_an_id_tells_what_is_followed() -> None:

@@ -82,6 +82,7 @@ def test_every_field() -> None:
         ({"min_p": 2}, "min_p", "allowed is 0 to 1"),
         ({"seed": -1}, "seed", "seed is -1"),
         ({"seed": 2**63 - 1, "n": 2}, "seed", "allowed is 0 to 9223372036854775806"),
+        ({"user": 5}, "user", "user is 5: allowed is a text"),
         ({"seed": 10**30}, "seed", "seed is 1000"),
         ({"logprobs": 21}, "logprobs", "is 21: allowed is 0 to 20"),
         ({"logprobs": True}, "logprobs", "allowed is a whole number"),

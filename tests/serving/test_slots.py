@@ -10,7 +10,8 @@ from minigpt.config import SamplingConfig
 from minigpt.data.tokenizer import WordTokenizer
 from minigpt.generation import sampling
 from minigpt.generation.decoding import Generator
-from minigpt.serving.slots import LISTED, Slots
+from minigpt.serving.requests import MOST_LOGPROBS
+from minigpt.serving.slots import Slots
 
 WORDS = WordTokenizer(("", "[UNK]", *(f"w{i}" for i in range(50))), "spaced")  # of 60 rows
 LONGEST = 30
@@ -100,7 +101,7 @@ def test_log_probabilities_are_those_of_the_model(network: Any, slots: Slots) ->
         expected = logits - np.log(np.exp(logits.astype("float64")).sum())
         own = expected[written.tokens[0, place]]
         assert written.own[0, place] == pytest.approx(own, abs=1e-5)
-        best = np.argsort(-expected[1 : len(WORDS)])[:LISTED] + 1  # those that have a name
+        best = np.argsort(-expected[1 : len(WORDS)])[:MOST_LOGPROBS] + 1  # those that have a name
         assert written.candidates[0, place].tolist() == best.tolist()
         np.testing.assert_allclose(written.logprobs[0, place], expected[best], atol=1e-5)
 

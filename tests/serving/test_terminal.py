@@ -56,10 +56,10 @@ def test_texts_in_the_terminal(generate: Any, model_directory: Path, monkeypatch
 
 
 def test_a_file_of_prompts_goes_on_where_it_ends(
-    generate: Any, model_directory: Path, tmp_path: Path
+    generate: Any, model_directory: Path, make_directory: Any, tmp_path: Path
 ) -> None:
     prompts, out = tmp_path / "prompts.txt", tmp_path / "texts.jsonl"
-    prompts.write_text("this movie\n\nw1 w2\nis ä\n", encoding="utf-8")
+    prompts.write_text("this movie\r\n\nw1 w2\nis ä\n", encoding="utf-8-sig")
     arguments = ("--file", str(prompts), "--out", str(out), *OPTIONS, "-n", "2")
     assert generate(*arguments)[:2] == (0, "")
     whole = out.read_bytes()
@@ -70,17 +70,24 @@ def test_a_file_of_prompts_goes_on_where_it_ends(
     out.write_bytes(whole[: len(whole) // 2])  # cut off within a line
     assert generate(*arguments)[0] == 0
     assert out.read_bytes() == whole
-    code, _, said = generate(*arguments, "--top-k", "2")
-    assert code == 2 and "line 1, is of another prompt, model or setting" in said
+    other = str(make_directory(tmp_path / "tiny", 1))  # trained anew, say
+    for changed in (("--top-k", "2"), ("--model", other)):
+        code, _, said = generate(*arguments, *changed)
+        assert code == 2 and "line 1, is of another prompt, model or setting" in said
     prompts.write_text("this movie\nzzz\n", encoding="utf-8")
     code, _, said = generate(*arguments)
     assert code == 2 and f"{prompts}, line 2: 'zzz' has no word that the model knows" in said
     assert out.read_bytes() == whole
+    prompts.write_text("this movie", encoding="utf-8")
+    for nowhere in (tmp_path, tmp_path / "no" / "folder"):
+        code, _, said = generate("--file", str(prompts), "--out", str(nowhere), *OPTIONS)
+        assert code == 2 and said.startswith(f"error: --out {nowhere}: ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("caf\udce9",), "the prompt is not valid Unicode"),
         (("a", "--top-p", "0"), "top_p is 0.0: allowed is above 0 to 1"),
         (("a", "--top-p", "x"), "argument --top-p: invalid float value"),
         (("a", "--max-tokens", "0"), "max_tokens is 0: allowed is 1 to 100000"),
@@ -94,6 +101,14 @@ def test_a_file_of_prompts_goes_on_where_it_ends(
 def test_what_is_refused(generate: Any, arguments: Any, says: str) -> None:
     code, printed, said = generate(*arguments)
     assert (code, printed) == (2, "") and says in said
+
+
+def test_ctrl_c_ends_a_command_at_any_moment(generate: Any, monkeypatch: Any) -> None:
+    def interrupted(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(directory, "load", interrupted)
+    assert generate("a") == (130, "", "\nerror: generate: interrupted\n")
 
 
 def test_every_setting_is_an_option(generate: Any) -> None:

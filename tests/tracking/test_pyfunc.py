@@ -186,7 +186,9 @@ def test_a_text_streams_in_pieces(writer: Any) -> None:
             list(writer.predict_stream(None, wrong))
     with pytest.raises(MlflowException, match="max_tokens is 0"):
         list(writer.predict_stream(None, "a", {"max_tokens": 0}))
-    assert writer.one_at_a_time.acquire(blocking=False)
+    begun = writer.predict_stream(None, "a")
+    next(begun)
+    assert writer.one_at_a_time.acquire(blocking=False)  # others are served meanwhile
 
 
 def test_the_signature_has_the_defaults_and_accepts_the_example() -> None:

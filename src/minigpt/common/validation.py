@@ -118,6 +118,8 @@ def allowed(field: FieldInfo) -> str:
     if get_origin(kind) is list:
         filled = ", not empty" if field.metadata else ""
         return f"a list{filled}; an entry is {allowed(FieldInfo.from_annotation(*get_args(kind)))}"
+    if kind is str:
+        return "a text"
     if kind is bool:
         return "true or false"
     if kind in (int, float):

@@ -29,12 +29,16 @@ def encode(
         The token ids of each prompt, behind the separator if the tokenizer has one.
 
     Raises:
-        InputError: There is no prompt, one has no token that the model knows, or one is empty and
-            the tokenizer has no separator.
+        InputError: There is no prompt, one is not valid Unicode or has no token that the model
+            knows, or one is empty and the tokenizer has no separator.
     """
     if not prompts:
         raise InputError(f"{key}: there is no prompt: give at least one")
-    ids, offsets = tokenizer.encode(pa.array(prompts, pa.string()))
+    try:
+        texts = pa.array(prompts, pa.string())
+    except UnicodeEncodeError:
+        raise InputError(f"{key} is not valid Unicode: write it in UTF-8") from None
+    ids, offsets = tokenizer.encode(texts)
     rows = [ids[start:end] for start, end in pairwise(offsets)]
     for prompt, row in zip(prompts, rows, strict=True):
         if len(row) == 0 and tokenizer.separator is None:

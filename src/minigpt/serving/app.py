@@ -155,7 +155,7 @@ class Answer(Response):
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers one request."""
-        status, sending = 200, asyncio.create_task(self._send(send))
+        status, sending = 500, asyncio.create_task(self._send(send))
         gone = asyncio.create_task(_gone(receive))
         try:
             await asyncio.wait({sending, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -165,6 +165,7 @@ class Answer(Response):
                 return
             try:
                 sending.result()
+                status = 200
             except RequestError as error:
                 status = error.status
                 await JSONResponse(error.content, status)(scope, receive, send)

@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 
 from minigpt.common.errors import InputError
 from minigpt.config import RequestConfig, ServingConfig
+from minigpt.data.interface import Tokenizer
+from minigpt.model import directory
+from minigpt.serving.engine import Engine
 from minigpt.serving.metrics import Metrics
 from minigpt.serving.sources import Found, Source
 
@@ -39,8 +42,8 @@ class Loaded:
         config: Plain values of the section `model`.
     """
 
-    engine: Any
-    tokenizer: Any
+    engine: Engine
+    tokenizer: Tokenizer
     found: Found
     sha256: str
     config: dict[str, Any]
@@ -149,8 +152,8 @@ class Models:
         now = model.loaded.found
         try:
             found = await _apart(model.source.find)
-        except InputError as error:
-            return f"{model.id} goes on with version {now.version}: {error}"
+        except Exception as error:  # no registry, whatever is wrong with it, ends the server
+            return f"{model.id} goes on with version {now.version}: {_told(error)}"
         if found == now or found == model.refused:
             return ""
         log.info("%s: version %s takes the place of %s", model.id, found.version, now.version)
@@ -160,8 +163,7 @@ class Models:
             self._metrics.failures.labels(model.id).inc()
             if isinstance(error, RefusedError):
                 model.refused = found
-            told = str(error) if isinstance(error, InputError) else repr(error)
-            return f"{model.id} goes on with version {now.version}; {found.version}: {told}"
+            return f"{model.id} goes on with version {now.version}; {found.version}: {_told(error)}"
         old, model.refused = model.loaded, None
         self._serve(model, loaded)
         old.engine.close()
@@ -177,9 +179,6 @@ class Models:
         log.info("%s: %s is ready", model.id, found.answers_as)
 
     def _load(self, source: Source, found: Found) -> Loaded:
-        from minigpt.model import directory  # loads Keras
-        from minigpt.serving.engine import Engine
-
         with tempfile.TemporaryDirectory() as folder:
             path = source.fetch(found, Path(folder))
             if path is None:
@@ -198,3 +197,7 @@ class Models:
             tell=self._loop.call_soon_threadsafe,
         )
         return Loaded(engine, loaded.tokenizer, found, loaded.sha256, loaded.config["model"])
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, InputError) else repr(error)

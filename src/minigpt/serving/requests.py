@@ -98,8 +98,8 @@ def parse(body: bytes, limits: RequestConfig) -> CompletionRequest:
     for name, neutral in NEUTRAL.items():
         value = given.pop(name, neutral[0])
         if not any(type(value) is type(each) and value == each for each in neutral):
-            allowed = " or ".join(dict.fromkeys(str(each) or "''" for each in neutral[:1]))
-            raise _refused(name, f"{name} is not supported: leave it out, or give {allowed}")
+            told = f"{name} is not supported: leave it out, or give {neutral[0]!r}"
+            raise _refused(name, told)
     given.setdefault("seed", secrets.randbelow(2**53))
     try:
         request = CompletionRequest.model_validate(given)
@@ -152,5 +152,5 @@ def _limit(request: CompletionRequest, limits: RequestConfig) -> None:
         raise _refused("stream_options", "stream_options are allowed only with stream: true")
 
 
-def _refused(name: str | None, message: str) -> RequestError:
+def _refused(name: str, message: str) -> RequestError:
     return RequestError(400, message, name)

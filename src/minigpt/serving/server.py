@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -115,10 +114,11 @@ def _socket(host: str, port: int) -> socket.socket:
     try:
         made.bind((host, port))
         made.listen()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         made.close()
+        wrong = error.strerror if isinstance(error, OSError) else "a port is a number up to 65535"
         raise InputError(
-            f"--host {host} --port {port}: {error.strerror}; choose another with --port"
+            f"--host {host} --port {port}: {wrong}; choose another with --port"
         ) from None
     return made
 
@@ -157,23 +157,3 @@ def _protocol(slow_s: float) -> type[H11Protocol]:
                 self.transport.close()
 
     return Protocol
-
-
-def start(given: Any) -> int:
-    """Runs `minigpt serve`."""
-    from minigpt import config
-    from minigpt.common import paths
-
-    has = paths.RESOLVED.exists()
-    everything = config.load() if has else None
-    tracking = everything.tracking if everything else None
-    name = tracking.model_name if tracking else "minigpt"
-    found = [sources.source(model, name, Path.cwd()) for model in given.model or [None]]
-    return serve(
-        found,
-        given.host,
-        given.port,
-        given.allow_host,
-        everything.serving if everything else ServingConfig(),
-        tracking.request if tracking else RequestConfig(),
-    )

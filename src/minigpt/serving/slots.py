@@ -24,8 +24,8 @@ from minigpt.generation.decoding import banned, compiled
 from minigpt.generation.sampling import ROUNDS, asked, knobs, largest, next_tokens
 from minigpt.model.head import logits
 from minigpt.model.network import MiniGPT, ring
+from minigpt.serving.requests import MOST_LOGPROBS
 
-LISTED = 20  # candidates of which the probability can be listed
 SHORTEST = 16  # columns that a prompt has at least; the next sizes are 4 times as large each
 TOGETHER = (1, 8)  # prompts that are read at once
 SIZES = (1, 4, 8, 16)  # slots that a step computes, as few as hold the texts; and the most of all
@@ -246,7 +246,7 @@ class Slots:
     def _writes(self, state: Any, weights: Any, given: Any) -> tuple[Any, Any]:
         learned, ask = self.network.config.positions == "learned", asked(given["knobs"])
         size, columns = state["text"].shape
-        candidates = min(LISTED, self.network.config.vocabulary_size)
+        candidates = min(MOST_LOGPROBS, self.network.config.vocabulary_size)
 
         def write(step: Any, state: Any, written: Any) -> Any:
             text, length = state["text"], state["length"]
@@ -344,5 +344,5 @@ def _listed(scores: Any, weights: Any, tokens: Any) -> tuple[Any, ...]:
     logprobs = ops.log_softmax(scores)
     own = ops.take_along_axis(logprobs, tokens[:, None], axis=1)[:, 0]
     named = ops.where(weights["allowed"] > float("-inf"), logprobs, float("-inf"))
-    values, candidates = largest(named, LISTED)
+    values, candidates = largest(named, MOST_LOGPROBS)
     return own, candidates, values

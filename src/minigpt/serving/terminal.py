@@ -1,5 +1,6 @@
 """Texts in a terminal or a file, for `minigpt generate`."""
 
+import contextlib
 import json
 import sys
 import tempfile
@@ -33,7 +34,7 @@ class Writing:
         prompt: As it was given.
         row: Its tokens.
         text: Its pieces.
-        job: Whom to cancel.
+        job: The request, which tells whether the model has failed.
         changed: Released when there is more of it.
     """
 
@@ -60,7 +61,7 @@ class Writer:
             if path is None:
                 raise InputError(f"{found.answers_as} holds no model directory")
             loaded = directory.load(path, dtype_policy="float32")
-        self.model = found.answers_as
+        self.model, self._sha256 = found.answers_as, loaded.sha256
         self._tokenizer, self._sampling = loaded.tokenizer, sampling
         self._context = loaded.network.config.context_length
         self._engine = Engine(
@@ -107,14 +108,20 @@ class Writer:
         """Tells whether a line is of text number `number` of this model with these settings."""
         seed = {"seed": self._sampling.seed + number}
         settings = self._sampling.model_copy(update=seed).model_dump(mode="json")
-        return (line.get("model"), line.get("settings")) == (self.model, settings)
+        return (line.get("sha256"), line.get("settings")) == (self._sha256, settings)
 
     def line(self, writing: Writing) -> dict[str, Any]:
         """Returns a text when it is complete, with all that it takes to write it again."""
         text = "".join(self.pieces(writing))
         settings = writing.row.sampling.model_dump(mode="json")
-        end = {"finish_reason": writing.row.finish, "model": self.model}
-        return {"prompt": writing.prompt, "text": text, **end, "settings": settings}
+        return {
+            "prompt": writing.prompt,
+            "text": text,
+            "finish_reason": writing.row.finish,
+            "model": self.model,
+            "sha256": self._sha256,
+            "settings": settings,
+        }
 
 
 def write(writer: Writer, prompt: str, texts: int, as_json: bool) -> None:
@@ -141,13 +148,16 @@ def write_file(writer: Writer, prompts: Path, texts: int, out: Path) -> None:
         out: Takes a line for each text.
 
     Raises:
-        InputError: There is no prompt, one can't be continued, or `out` holds other texts.
+        InputError: There is no prompt, one can't be continued, `out` holds other texts, or a file
+            can't be read or written.
     """
-    given = _lines(prompts)
+    with _told(f"--file {prompts}"):
+        given = _lines(prompts)
     for number, prompt in given:
         writer.check(prompt, f"{prompts}, line {number}:")
     wanted = [prompt for _, prompt in given for _ in range(texts)]
-    done = _done(out)
+    with _told(f"--out {out}"):
+        done = _done(out)
     for number, line in enumerate(done):
         expected = wanted[number] if number < len(wanted) else None
         if line.get("prompt") != expected or not writer.wrote(line, number):
@@ -162,7 +172,7 @@ def write_file(writer: Writer, prompts: Path, texts: int, out: Path) -> None:
     def start(number: int) -> Writing:
         return writer.start(wanted[len(done) + number], len(done) + number)
 
-    with out.open("a", encoding="utf-8") as file:
+    with _told(f"--out {out}"), out.open("a", encoding="utf-8") as file:
         for number, writing in enumerate(_ahead(start, left), len(done) + 1):
             file.write(json.dumps(writer.line(writing), ensure_ascii=False) + "\n")
             file.flush()
@@ -193,11 +203,17 @@ def _ahead(start: Callable[[int], Writing], count: int) -> Iterator[Writing]:
     yield from waiting
 
 
+@contextlib.contextmanager
+def _told(option: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option}: {error.strerror}") from None
+
+
 def _lines(path: Path) -> Sequence[tuple[int, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"--file {path}: {error.strerror}") from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"--file {path} is not UTF-8: {error}") from None
     found = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

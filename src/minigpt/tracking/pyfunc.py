@@ -112,12 +112,17 @@ class ReviewWriter(PythonModel):
             prompts = _prompts([given], self.limits)
             sampling = _sampling(params or {}, 1, self.limits)
             sent, text = 0, ""
-            with self.one_at_a_time:
-                for (text,) in self.generator.stream(prompts, sampling):
-                    end = self.generator.tokenizer.settled(text)
-                    yield text[sent:end]
-                    sent = max(sent, end)
-                yield text[sent:]
+            texts = self.generator.stream(prompts, sampling)
+            while True:
+                with self.one_at_a_time:  # not while the caller has a piece: it may drop the rest
+                    more = next(texts, None)
+                if more is None:
+                    break
+                (text,) = more
+                end = self.generator.tokenizer.settled(text)
+                yield text[sent:end]
+                sent = max(sent, end)
+            yield text[sent:]
         except InputError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from None
 

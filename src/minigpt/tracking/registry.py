@@ -213,11 +213,10 @@ def find(uri: str, name: str, wanted: str) -> Version:
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
-            there = ", ".join(
-                sorted(str(v.version) for v in client.search_model_versions(f"name = '{name}'"))
-            )
+            every = client.search_model_versions(f"name = '{name}'")
+            there = ", ".join(map(str, sorted(int(each.version) for each in every))) or "none"
             raise InputError(
-                f"MLflow at {redact(uri)} has no {name} {wanted}; its versions: {there or 'none'}; "
+                f"MLflow at {redact(uri)} has no {name} {wanted}; its versions: {there}; "
                 "`minigpt history` lists the champions, and `minigpt promote` makes one"
             ) from None
     figures = {key: float(found.tags[key]) for key in gate.FIGURES if key in found.tags}
