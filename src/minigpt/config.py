@@ -323,11 +323,6 @@ class SamplingConfig(Section):
     seed: int = Field(default=1, ge=0, le=2**63 - 1)
     """Equal seeds write equal texts."""
 
-    @property
-    def greedy(self) -> bool:
-        """Whether the most probable token is always chosen."""
-        return self.temperature == 0 or self.top_k == 1
-
 
 class PreviewConfig(SamplingConfig):
     """The texts that are logged after each epoch. They change no weights."""

@@ -146,6 +146,12 @@ def test_what_is_not_safe_does_not_start(tmp_path: Path, monkeypatch: pytest.Mon
             server.serve(**defaults | given, allowed_hosts=[], config=config, limits=LIMITS)
 
 
+def test_under_which_names_the_server_may_be_asked() -> None:
+    loopback = {"127.0.0.1", "localhost", "[::1]"}
+    assert server._hosts("::", ["Mini.example"]) == {*loopback, "mini.example"}
+    assert server._hosts("2001:DB8::1", []) == {*loopback, "[2001:db8::1]"}
+
+
 def test_an_id_tells_what_is_followed() -> None:
     assert [Registry("", "m", wanted).id for wanted in ("@champion", "@new", "3")] == [
         "m",

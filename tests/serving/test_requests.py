@@ -56,7 +56,7 @@ def test_every_field() -> None:
     assert (request.prompts, request.stops, request.listed) == (["a", "b"], ["x"], 0)
     sampling = request.sampling(3)
     assert (sampling.seed, sampling.top_k, sampling.max_tokens) == (2**63 - 1, 3, 25)
-    assert (sampling.greedy, sampling.allow_unknown) == (True, True)
+    assert (sampling.temperature, sampling.allow_unknown) == (0, True)
 
 
 @pytest.mark.parametrize(

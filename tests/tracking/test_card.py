@@ -27,9 +27,13 @@ def card(tmp_path: Path, evaluation: dict[str, Any] = EVALUATION, version: str |
     write_run(tmp_path)
     run = json.loads((tmp_path / paths.RUN).read_text())
     url = "https://example.org/|<b>.jsonl"
-    config = changed(corpus={"url": url}, sample={"prompts": ['it\'s "so" good']})
     return model_card(
-        config, version=version, run=run, evaluation=evaluation, provenance=PROVENANCE
+        changed(corpus={"url": url}),
+        version=version,
+        run=run,
+        evaluation=evaluation,
+        provenance=PROVENANCE,
+        prompt='it\'s "so" good',
     )
 
 
@@ -47,6 +51,7 @@ def test_a_card_says_what_it_is_where_from_how_good_and_how_to_use_it(tmp_path: 
     code = text.split("```python\n")[1].split("```")[0]
     assert len(code.splitlines()) == 3
     compile(code, "card", "exec")
+    assert r"""['it\'s "so" good']""" in code
     assert "mlflow.pyfunc.load_model('models:/mini/3')" in code
     assert "mlflow models serve -m 'models:/mini/3'" in text
     assert "|<b>" not in text

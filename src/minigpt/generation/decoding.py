@@ -21,7 +21,7 @@ from keras import ops
 
 from minigpt.common.errors import InputError
 from minigpt.config import SamplingConfig
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.interface import Tokenizer
 from minigpt.generation.prompts import encode
 from minigpt.generation.sampling import Asked, asked, knobs, next_tokens, uniforms
 from minigpt.model.head import logits
@@ -80,12 +80,12 @@ class DecodingLoop:
     def _go_on(self, state: Any, given: dict[str, Any], step: Any, stop: Any) -> dict[str, Any]:
         """Writes tokens number `step` to `stop` - 1 of each text."""
         matrices, head = state["matrices"], state["head"]
-        context, learned = self.network.config.context_length, self.network.config.positions
+        config = self.network.config
 
         def write(step: Any, token: Any, text: Any, ended: Any, cache: Any) -> Any:
             positions = given["lengths"] + step - 1
-            if learned == "learned":  # a text that is at its end waits for the others
-                positions = ops.minimum(positions, context - 1)
+            if config.positions == "learned":  # a text that is at its end waits for the others
+                positions = ops.minimum(positions, config.context_length - 1)
             hidden, cache = self.network.read(token[:, None], cache, positions, matrices)
             token, text = self._write(hidden[:, 0], text, step, head, given)
             ended = ops.logical_or(ended, ops.equal(token, self.separator))
@@ -186,7 +186,12 @@ class Generator:
         Raises:
             InputError: There is no prompt, or one is empty, has no known word or does not fit.
         """
-        return self._texts(prompts, sampling, range(1, sampling.max_tokens + 1))
+        rows = encode(self.tokenizer, prompts)
+        for written in self._written(rows, sampling, range(1, sampling.max_tokens + 1)):
+            yield [
+                self.tokenizer.complete(prompt, ids, final)
+                for prompt, (ids, _, final) in zip(prompts, written, strict=True)
+            ]
 
     def tokens(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig
@@ -232,16 +237,6 @@ class Generator:
             Continued(self.tokenizer.complete(prompt, ids), ended)
             for prompt, (ids, ended, _) in zip(prompts, written, strict=True)
         ]
-
-    def _texts(
-        self, prompts: Sequence[str], sampling: SamplingConfig, stops: Iterable[int]
-    ) -> Iterator[list[str]]:
-        rows = encode(self.tokenizer, prompts)
-        for written in self._written(rows, sampling, stops):
-            yield [
-                self.tokenizer.complete(prompt, ids, final)
-                for prompt, (ids, _, final) in zip(prompts, written, strict=True)
-            ]
 
     def _written(
         self, prompts: Sequence[np.ndarray], sampling: SamplingConfig, stops: Iterable[int]

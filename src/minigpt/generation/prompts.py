@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from minigpt.common.errors import InputError
 from minigpt.config import DEFAULT_PROMPTS
-from minigpt.data.tokenizer import Tokenizer
+from minigpt.data.interface import Tokenizer
 
 log = logging.getLogger(__name__)
 

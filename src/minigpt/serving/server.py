@@ -63,7 +63,6 @@ def serve(
         if isinstance(source, sources.Folder):
             source.find()  # a mistyped folder is told before anything is loaded
     made = _socket(host, port)
-    names = {*LOOPBACK, "[::1]", host, *allowed_hosts} - set(ANY)
     problems: list[Exception] = []
 
     def failed(error: Exception) -> None:
@@ -75,7 +74,7 @@ def serve(
         Models(models, config, limits, metrics),
         metrics,
         config,
-        hosts={name.lower() for name in names},
+        hosts=_hosts(host, allowed_hosts),
         key=key,
         failed=failed,
     )
@@ -105,6 +104,12 @@ def serve(
         raise problems[0]
     log.info("stopped")
     return 0
+
+
+def _hosts(host: str, allowed: Sequence[str]) -> set[str]:
+    """Returns what the Host header may say; an IPv6 address stands in brackets there."""
+    names = {name.lower() for name in (*LOOPBACK, host, *allowed) if name not in ANY}
+    return {f"[{name}]" if ":" in name else name for name in names}
 
 
 def _socket(host: str, port: int) -> socket.socket:

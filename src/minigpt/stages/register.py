@@ -27,6 +27,7 @@ def run() -> None:
                 f"{path} describes another model than {paths.MODEL}: run `dvc repro {stage}`"
             )
     evaluation = files.read_json(paths.EVALUATION)
+    prompt = files.read_json_lines(paths.SAMPLES)[0]["prompt"]  # which the model knows
     if evaluation.get("measure") != held_out.MEASURE:
         raise InputError(
             f"{paths.EVALUATION} has figures under another measure than {held_out.MEASURE}: run "
@@ -52,9 +53,9 @@ def run() -> None:
             evaluated=evaluation["model"],
             name=settings.tracking.model_name,
             alias=settings.tracking.alias,
-            prompts=[files.read_json_lines(paths.SAMPLES)[0]["prompt"]],
+            prompts=[prompt],
             tags={**figures, **registry.measured_tags(measured)},
-            description=lambda version: _card(mirror, version, evaluation),
+            description=lambda version: _card(mirror, version, evaluation, prompt),
         )
         log.info("registered %s as @%s", registered["uri"], registered["alias"])
         fraction = trained.config["sequences"]["validation_fraction"]
@@ -68,8 +69,8 @@ def run() -> None:
             ),
             promotes=gate.promotes(settings.gate.promote, Path.cwd()),
         )
-    description = _card(mirror, registered["version"], evaluation)
-    files.write_text(paths.MODEL_CARD, description)
+    described = _card(mirror, registered["version"], evaluation, prompt)
+    files.write_text(paths.MODEL_CARD, described)
     files.write_json(paths.REGISTERED, registered)
     files.write_json(paths.GATE, {**outcome, "model": trained.sha256})
     mirror.send()
@@ -99,13 +100,14 @@ def _refused(
     }
 
 
-def _card(mirror: Mirror, version: str | None, evaluation: Mapping[str, Any]) -> str:
+def _card(mirror: Mirror, version: str | None, evaluation: Mapping[str, Any], prompt: str) -> str:
     return card.model_card(
         mirror.made_with(),
         version=version,
         run=files.read_json(paths.RUN),
         evaluation=evaluation,
         provenance=mirror.provenance(),
+        prompt=prompt,
     )
 
 

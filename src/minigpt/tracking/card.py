@@ -25,6 +25,7 @@ def model_card(
     run: Mapping[str, Any],
     evaluation: Mapping[str, Any],
     provenance: Mapping[str, str],
+    prompt: str,
 ) -> str:
     """Returns the card in Markdown; MLflow shows it as the version's description.
 
@@ -34,6 +35,7 @@ def model_card(
         run: The content of reports/run.json.
         evaluation: The content of reports/evaluation.json.
         provenance: The result of `Mirror.provenance`.
+        prompt: One that the model knows, for the example.
     """
     name = config.tracking.model_name
     title = f"{name}, version {version}" if version else f"{name}, not registered"
@@ -45,7 +47,7 @@ def model_card(
             table(("", ""), _origin(config, run, provenance)),
             "## How good it is\n",
             *_figures(evaluation),
-            *(_use(f"models:/{name}/{version}", config.sample.prompts[0]) if version else ()),
+            *(_use(f"models:/{name}/{version}", prompt) if version else ()),
         ]
     )
 
