@@ -1,5 +1,6 @@
 """Several devices and processes train what one trains, whoever is stopped, killed or replaced."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ from minigpt.common.errors import InputError
 from minigpt.config import SequencesConfig
 from minigpt.data import cutting, shards
 from minigpt.data.tokenizer import WordTokenizer
-from minigpt.training import parallel
+from minigpt.training import launch, parallel
 
 WORKER = Path(__file__).with_name("workers.py")
 WORDS = WordTokenizer(("", "[UNK]", *"abcdefghijklmnopqr"), "spaced")
@@ -206,6 +207,26 @@ def test_only_jax_trains_with_several_processes() -> None:
     with pytest.raises(InputError, match=r"NUM_PROCESSES is 2, but train.backend is 'tensorflow'"):
         parallel.join(parallel.Place(0, 2, "127.0.0.1:29400"))
     assert parallel.join(None) == parallel.join(parallel.Place(0, 1, "")) == (0, 1, 1)
+
+
+def test_no_process_is_left_if_another_can_t_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, ended = [], []
+
+    class Other:
+        def __init__(self, place: parallel.Place, *_: Any) -> None:
+            if place.rank == 2:
+                raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+            started.append(self)
+
+        def end(self, deadline: float) -> None:
+            ended.append(self)
+
+    monkeypatch.setattr(launch, "_Other", Other)
+    with pytest.raises(BlockingIOError), launch.launched(3, [], tmp_path):
+        pass
+    assert len(started) == 1 and ended == started
 
 
 @pytest.mark.slow

@@ -33,13 +33,12 @@ def launched(processes: int, command: Sequence[str], logs: Path) -> Iterator[Wor
     """
     address = free_address("127.0.0.1")
     logs.mkdir(parents=True, exist_ok=True)
-    others = [
-        _Other(Place(rank, processes, address), command, logs / f"minigpt-train-{rank}.log")
-        for rank in range(1, processes)
-    ]
-    connected = threading.Event()
-    threading.Thread(target=_watch, args=(others, connected), daemon=True).start()
+    others, connected = list[_Other](), threading.Event()
     try:
+        for rank in range(1, processes):
+            place = Place(rank, processes, address)
+            others.append(_Other(place, command, logs / f"minigpt-train-{rank}.log"))
+        threading.Thread(target=_watch, args=(others, connected), daemon=True).start()
         with joined(Place(0, processes, address)) as world:
             connected.set()
             _check_devices(processes)
