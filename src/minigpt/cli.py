@@ -1,7 +1,10 @@
 """The command `minigpt`: texts, a server, the champion, retraining, searching, exporting."""
 
 import argparse
+import atexit
+import contextlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -20,11 +23,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command.
 
     Args:
-        arguments: Those of the command line by default.
+        arguments: None: those of the command line; the process then ends here.
 
     Returns:
         The exit code: 2 for what the user has to fix.
     """
+    code = _run(arguments)
+    if arguments is not None:
+        return code
+    # Python would unwind a thread that is still in TensorFlow, which aborts the process.
+    atexit._run_exitfuncs()
+    with contextlib.suppress(BrokenPipeError):  # of `| head`
+        sys.stdout.flush()
+    os._exit(code)
+
+
+def _run(arguments: list[str] | None) -> int:
     given = _parser().parse_args(arguments)
     # Libraries read their settings while they are imported, so each command imports its own.
     backend.quiet()
@@ -118,13 +132,11 @@ def _generate(given: argparse.Namespace) -> int:
         given.prompt = terminal.prompt_of_a_pipe()
     source = sources.source(given.model, name, Path.cwd())
     writer = terminal.Writer(source, sampling, terminal.SLOTS if given.file else given.n)
-    try:
+    with contextlib.suppress(BrokenPipeError):  # of `| head`
         if given.file:
             terminal.write_file(writer, given.file, given.n, given.out)
         else:
             terminal.write(writer, given.prompt, given.n, given.json)
-    except BrokenPipeError:  # of `| head`
-        sys.stdout = None  # type: ignore[assignment] # nothing is flushed into it at the end
     return 0
 
 

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -224,6 +225,14 @@ def test_too_many_requests_are_told_to_come_again(served: Served) -> None:
         for connection in connections:
             connection.close()
     served.wait(lambda: served.metric("minigpt_waiting_requests") == 0)
+
+
+def test_ctrl_c_ends_a_server_that_loads(model_directory: Path, tmp_path: Path) -> None:
+    """Python would abort the process, whose other thread is in TensorFlow."""
+    loading = Served(tmp_path, "--model", str(model_directory))
+    time.sleep(1)  # it compiles
+    loading.process.send_signal(signal.SIGINT)
+    assert loading.process.wait(60) == 0
 
 
 def events(connection: socket.socket) -> Iterator[bytes]:
