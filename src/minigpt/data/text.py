@@ -270,7 +270,7 @@ def _wide_kinds() -> npt.NDArray[np.uint8]:
 
 
 def detokenise(tokens: Iterable[str]) -> str:
-    """Turns tokens of any style into readable English, for display.
+    """Turns tokens of any style into readable text, for display.
 
     Closes up punctuation, quotes, contractions, ellipses, hyphens, fractions, numbers, links and
     entities such as `&amp;`, and capitalises sentences and the pronoun I. Nothing but spaces and

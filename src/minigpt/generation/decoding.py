@@ -162,7 +162,7 @@ class Generator:
             sampling: How the tokens are chosen.
 
         Returns:
-            Each prompt with its continuation, as readable English.
+            Each prompt with its continuation, as readable text.
 
         Raises:
             InputError: There is no prompt, or one is empty, has no known word or does not fit.

@@ -28,7 +28,7 @@ class Completion:
 
     Args:
         request: What is asked for.
-        model: Who answers.
+        model: The model that answers.
         metrics: Where it is counted.
 
     Raises:

@@ -22,9 +22,9 @@ from minigpt.serving.slots import STEPS, Slots, Written
 log = logging.getLogger(__name__)
 
 TURN = 128  # tokens of a text until another request that waits may take its slot
-CALL_S = 0.05  # that a call of several steps takes at most: a newcomer and a reader wait as long
+CALL_S = 0.05  # longest call of several steps: newcomers and readers wait for its end
 
-# Of a token its own log-probability, and the candidates in its place with theirs.
+# A token's own log-probability, and the candidates for its place with theirs.
 Logprobs = tuple[float | None, list[tuple[int, float]]]
 
 
@@ -43,12 +43,12 @@ class Row:
     Attributes:
         prompt: Token ids, at least one.
         sampling: How the tokens are chosen; the seed is the row's own.
-        listed: Candidates whose log-probabilities are kept; None: none at all.
+        listed: How many candidates of each token are kept; None: no log-probabilities are.
         tokens: The new ones so far.
-        logprobs: Of each new token its own, and those of the candidates by their ids.
-        scored: Those of the prompt's tokens, the separator before it left out; None of its own
-            where the model has read nothing before. Rows of one prompt may share the list, which
-            is empty before; None: not asked for.
+        logprobs: The log-probabilities of each new token.
+        scored: Those of the prompt's tokens, without the separator before it. A token that the
+            model can't predict, since nothing stands before it, has None of its own. Rows of one
+            prompt share the list, which is empty until the prompt is read; None: not asked for.
         finish: Why it ended, "stop" or "length"; None before.
     """
 
@@ -67,7 +67,7 @@ class Row:
 
 @dataclass(eq=False)
 class Job:
-    """A request: its rows, and whom to tell.
+    """A request: its rows, and what to call when they have changed.
 
     Attributes:
         rows: The texts.
@@ -94,11 +94,11 @@ class Engine:
         tokenizer: The model's.
         slots: Texts that are written at the same time.
         queue: Requests that may wait.
-        longest: The most tokens of a text.
-        eager: Steps until the model is compiled; 0: it is before the first request.
+        longest: The most new tokens of a text.
+        eager: Steps before the model is compiled; 0: it is compiled before the first request.
         stepped: Called with the number of texts that take part in the next steps.
-        tell: Calls the function that wakes the requests; once for all, since an event loop that is
-            told of each one keeps the engine from the interpreter's lock.
+        tell: Calls the function that wakes the requests. One call wakes all of them, because an
+            event loop that is called for each one keeps the engine from the interpreter's lock.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """The requests that have no slot."""
+        """The number of requests without a slot."""
         return sum(not job._running for job in self._jobs)
 
     def fits(self, prompt: int, asked: int) -> int:

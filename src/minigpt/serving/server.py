@@ -46,8 +46,8 @@ def serve(
         The exit code.
 
     Raises:
-        InputError: The address is not to be had, or is not the machine's own and there is no key;
-            two models have one id; a model can't be loaded.
+        InputError: The address can't be used, or others could reach it without a key; two models
+            have one id; a model can't be loaded.
     """
     key = os.environ.get(KEY, "")
     if host not in LOOPBACK and not key:

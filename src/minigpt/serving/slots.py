@@ -28,7 +28,7 @@ from minigpt.serving.requests import MOST_LOGPROBS
 
 SHORTEST = 16  # columns that a prompt has at least; the next sizes are 4 times as large each
 TOGETHER = (1, 8)  # prompts that are read at once
-SIZES = (1, 4, 8, 16)  # slots that a step computes, as few as hold the texts; and the most of all
+SIZES = (1, 4, 8, 16)  # slots that a step computes: the smallest that holds the texts, or all
 STEPS = 32  # tokens of each text that a call writes at most
 
 

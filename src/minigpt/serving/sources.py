@@ -16,10 +16,10 @@ class Found:
     """What a source holds at the moment.
 
     Attributes:
-        answers_as: What answers call it.
+        answers_as: The name of the model in answers.
         version: Its number in the registry.
-        figures: That it was registered with.
-        created_s: When, in Unix seconds.
+        figures: The figures it was registered with.
+        created_s: When it was made, in Unix seconds.
     """
 
     answers_as: str
@@ -32,8 +32,8 @@ class Source(Protocol):
     """Where the versions of a model come from.
 
     Attributes:
-        id: What requests call the model.
-        alias: That is followed, after an @.
+        id: The name by which a request chooses the model.
+        alias: The alias that is followed, with its @; None: nothing is followed.
     """
 
     id: str
@@ -73,7 +73,7 @@ class Registry:
 
     Args:
         uri: The address of the store.
-        name: Of the registered model.
+        name: The name of the registered model.
         wanted: A number, or an alias after an @.
     """
 

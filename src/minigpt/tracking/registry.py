@@ -184,8 +184,8 @@ class Version(NamedTuple):
 
     Attributes:
         number: In the registry.
-        figures: That it was registered with.
-        created_s: When, in Unix seconds.
+        figures: The figures it was registered with.
+        created_s: When it was made, in Unix seconds.
     """
 
     number: str
