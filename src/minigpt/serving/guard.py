@@ -74,9 +74,10 @@ class Guard:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
         if name not in self._hosts:
-            raise RequestError(
-                403, f"the host {host[:200]!r} is not allowed: start the server with --allow-host"
+            told = (
+                f"the host {name[:200]!r} is not allowed: start the server with --allow-host NAME"
             )
+            raise RequestError(403, told)
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         known = scheme.lower() == b"bearer" and hmac.compare_digest(key.strip(), self._key)
         if self._key and not known and not self._is_open(scope["path"]):

@@ -49,7 +49,7 @@ def serve(
         InputError: The address can't be used, or others could reach it without a key; two models
             have one id; a model can't be loaded.
     """
-    key = os.environ.get(KEY, "")
+    key = os.environ.get(KEY, "").strip()  # as the header is
     if host not in LOOPBACK and not key:
         raise InputError(
             f"--host {host}: others could reach the server without a key; set {KEY}, or leave out "
