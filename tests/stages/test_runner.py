@@ -19,13 +19,13 @@ from minigpt.stages import __main__ as stages
     ("error", "code", "line"),
     [
         (None, 0, ""),
-        (InputError("that is wrong"), 2, "error: fake: that is wrong\n"),
-        (KeyboardInterrupt(), 130, "error: fake: interrupted\n"),
-        (signal.SIGTERM, 130, "error: fake: interrupted\n"),
+        (InputError("that is wrong"), 2, "error: compose: that is wrong\n"),
+        (KeyboardInterrupt(), 130, "error: compose: interrupted\n"),
+        (signal.SIGTERM, 130, "error: compose: interrupted\n"),
         (
             OSError(errno.ENOSPC, "No space left on device", "reports/x"),
             2,
-            "error: fake: no space left on the disk "
+            "error: compose: no space left on the disk "
             "([Errno 28] No space left on device: 'reports/x'): make room\n",
         ),
     ],
@@ -41,14 +41,24 @@ def test_how_a_stage_ends(
 
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["minigpt.stages", "fake"])
-    monkeypatch.setitem(sys.modules, "minigpt.stages.fake", SimpleNamespace(run=run))
+    monkeypatch.setattr(sys, "argv", ["minigpt.stages", "compose"])
+    monkeypatch.setitem(sys.modules, "minigpt.stages.compose", SimpleNamespace(run=run))
     try:
         assert stages.main() == code
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
     assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("arguments", [[], ["runner"]])
+def test_a_name_that_is_no_stage_s_is_refused(
+    monkeypatch: Any, capsys: Any, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["minigpt.stages", *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        stages.main()
+    assert "{compose,download,evaluate," in capsys.readouterr().err
 
 
 def test_a_second_process_of_a_stage_is_told_who_runs_it(tmp_path: Path) -> None:

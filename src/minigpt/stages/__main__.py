@@ -1,5 +1,6 @@
 """Runs a stage: `python -m minigpt.stages NAME`, in the folder of dvc.yaml."""
 
+import argparse
 import contextlib
 import importlib
 import logging
@@ -25,7 +26,10 @@ def main() -> int:
     Returns:
         The exit code: 2 for bad input or configuration.
     """
-    stage = sys.argv[1]
+    parser = argparse.ArgumentParser("python -m minigpt.stages", description="Runs a stage.")
+    names = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
+    parser.add_argument("stage", choices=names)
+    stage = parser.parse_args().stage
     interrupted = f"error: {stage}: interrupted"
     level = logging.INFO if backend.is_main() else logging.WARNING
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
