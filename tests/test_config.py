@@ -153,7 +153,6 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
         ),
         ({"model.kernels": "heads"}, "train.optimizer is muon but model.kernels is heads: "),
         ({"model.key_dim": 3}, "model.key_dim is 3: rotary positions need an even number"),
-        ({"model.tied_embeddings": True}, "model.cutoff is 2000, but an adaptive softmax can't"),
         ({"sample.top_k": 40_000}, "sample.top_k is 40000, above vocabulary.max_tokens, 39999"),
         ({"vocabulary.max_tokens": 5}, "preview.top_k is 10, above vocabulary.max_tokens, 5"),
         (

@@ -244,11 +244,6 @@ class ModelConfig(Section):
         problems = []
         if width % heads:
             problems.append(f"embed_dim is {width}, not divisible by model.num_heads, {heads}")
-        if self.cutoff and self.tied_embeddings:
-            problems.append(
-                f"cutoff is {self.cutoff}, but an adaptive softmax can't reuse the embeddings: set "
-                "it to 0, or model.tied_embeddings to false"
-            )
         if self.positions == "rotary" and self.key_dim % 2:
             problems.append(
                 f"key_dim is {self.key_dim}: rotary positions need an even number (model.positions)"

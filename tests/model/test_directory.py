@@ -81,6 +81,10 @@ def refused(path: Path, says: str = "", kind: type[InputError] = InputError) -> 
         ("mixed_bfloat16", {"tied_embeddings": True}),
         # A tail with few weights: far fewer than as many rows of the whole width.
         ("float32", {"vocabulary_size": 1_000, "cutoff": 10, "tail_dim": 1}),
+        (
+            "float32",
+            {"vocabulary_size": 1_000, "cutoff": 10, "tail_dim": 1, "tied_embeddings": True},
+        ),
     ],
 )
 def test_what_is_saved_is_what_is_loaded(

@@ -16,7 +16,7 @@ FREQUENT, RARE, WIDTH, NARROW = 5, 13, 6, 4
 
 
 def make_head(rng: np.random.Generator) -> Head:
-    shapes = (WIDTH, FREQUENT + 1), (FREQUENT + 1,), (WIDTH, NARROW), (NARROW, RARE), (RARE,)
+    shapes = (FREQUENT + 1, WIDTH), (FREQUENT + 1,), (WIDTH, NARROW), (RARE, NARROW), (RARE,)
     kernel, bias, *tail = (rng.normal(size=shape).astype("float32") for shape in shapes)
     return Head(kernel, bias, Tail(*tail))
 
@@ -30,8 +30,8 @@ def log_probabilities(hidden: np.ndarray, head: Head) -> np.ndarray:
     """A frequent token's probability, or the tail's times the token's within the tail."""
     assert head.tail
     hidden = hidden.astype("float64")
-    first = log_softmax(hidden @ head.kernel + head.bias)
-    rare = log_softmax(hidden @ head.tail.narrow @ head.tail.kernel + head.tail.bias)
+    first = log_softmax(hidden @ head.kernel.T + head.bias)
+    rare = log_softmax(hidden @ head.tail.narrow @ head.tail.kernel.T + head.tail.bias)
     return np.concatenate([first[..., :-1], first[..., -1:] + rare], axis=-1)
 
 

@@ -102,7 +102,8 @@ def published_logits(network: MiniGPT, tokens: np.ndarray) -> np.ndarray:
         x = run(norm, block.feed_forward_norm, inputs=[x + fed])
     head = layers.Dense(config.vocabulary_size)
     head(x)
-    head.set_weights([ops.convert_to_numpy(weight) for weight in network.head[:2]])
+    kernel, bias = (ops.convert_to_numpy(weight) for weight in network.head[:2])
+    head.set_weights([kernel.T, bias])
     return ops.convert_to_numpy(head(x))
 
 
@@ -149,8 +150,12 @@ def test_a_new_model_is_initialised_like_keras_s_layers() -> None:
 
 
 def test_a_tied_head_has_no_kernel_of_its_own(make_network: Any) -> None:
-    untied, tied = make_network().count_params(), make_network(tied_embeddings=True).count_params()
-    assert untied - tied == 60 * 16
+    def weights(**changes: Any) -> int:
+        return int(make_network(**changes).count_params())
+
+    assert weights() - weights(tied_embeddings=True) == 60 * 16
+    adaptive = {"cutoff": 20, "tail_dim": 6}
+    assert weights(**adaptive) - weights(**adaptive, tied_embeddings=True) == 20 * 16 + 40 * 6
 
 
 def test_the_configuration_makes_the_model_again(make_network: Any) -> None:

@@ -48,7 +48,7 @@ class DecodingLoop:
             nothing.
         cache: keys and values of each block, (B, H, K, D).
         matrices: of each block, see `Block.matrices`.
-        head: kernel (C, V) and bias (V,) of the projection to words.
+        head: the projection to words.
 
     Args:
         network: The model.

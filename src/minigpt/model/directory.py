@@ -185,8 +185,8 @@ def _network(path: Path, config: ModelConfig) -> MiniGPT:
     rows = frequent(config)
     rows += config.context_length if config.positions == "learned" else 0
     rows += config.num_blocks * (4 * heads + 2 * inner)
-    rare = config.vocabulary_size - frequent(config)
-    least = rows * config.embed_dim + 2 * rare * config.tail_dim  # no biases, norms, nor a head
+    rare = (config.vocabulary_size - frequent(config)) * (1 if config.tied_embeddings else 2)
+    least = rows * config.embed_dim + rare * config.tail_dim  # no biases, norms, nor a head
     if 4 * least > (path / WEIGHTS).stat().st_size:
         raise _broken(path, f"{CONFIG} describes more weights than {WEIGHTS} holds")
     network = MiniGPT(config, name="minigpt")

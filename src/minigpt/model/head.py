@@ -22,7 +22,7 @@ class Tail(NamedTuple):
 
     Attributes:
         narrow: (C, E), which narrows hidden states.
-        kernel: (E, R).
+        kernel: (R, E).
         bias: (R,).
     """
 
@@ -35,7 +35,7 @@ class Head(NamedTuple):
     """The weights of the projection.
 
     Attributes:
-        kernel: (C, V); with a tail (C, F + 1), whose last column is the tail's.
+        kernel: (V, C); with a tail (F + 1, C), whose last row is the tail's.
         bias: (V,) or (F + 1,).
         tail: The tokens from F on; None: there are none.
     """
@@ -61,10 +61,10 @@ class Head(NamedTuple):
 def logits(hidden: Any, head: Head) -> Any:
     """Returns logits, float32 (..., V), for hidden states (..., C)."""
     kernel, bias, tail = head.cast(hidden.dtype)
-    found = ops.cast(ops.matmul(hidden, kernel), "float32") + bias
+    found = ops.cast(ops.matmul(hidden, ops.transpose(kernel)), "float32") + bias
     if tail is None:
         return found
-    rare = ops.matmul(ops.matmul(hidden, tail.narrow), tail.kernel)
+    rare = ops.matmul(ops.matmul(hidden, tail.narrow), ops.transpose(tail.kernel))
     rare = ops.cast(rare, "float32") + tail.bias
     shared = found[..., -1:] - ops.logsumexp(rare, axis=-1, keepdims=True)
     return ops.concatenate([found[..., :-1], rare + shared], axis=-1)

@@ -33,7 +33,7 @@ def token_losses(hidden: Any, kernel: Any, bias: Any, targets: Any) -> tuple[Any
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
-        kernel: (C, V), in the dtype of the weights; V is static.
+        kernel: (V, C), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T), the token that follows each position.
 
@@ -57,7 +57,7 @@ def log_probabilities(
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
-        kernel: (C, V), in the dtype of the weights; V is static.
+        kernel: (V, C), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T).
         columns: The most probable token is one of so many; None: of all.
@@ -67,7 +67,7 @@ def log_probabilities(
     Returns:
         Both, in nats, float32 (B, T).
     """
-    tokens = kernel.shape[1]
+    tokens = kernel.shape[0]
     whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)
     hiddens, answers = _blocks(hidden, tokens), _blocks(targets, tokens)
 
@@ -103,7 +103,7 @@ def weighted_losses(
 
     Args:
         hidden: (B, T, C), in the dtype of the matrix products; T is static.
-        kernel: (C, V), in the dtype of the weights; V is static.
+        kernel: (V, C), in the dtype of the weights; V is static.
         bias: (V,).
         targets: int32 (B, T), the token that follows each position.
         weights: float32 (B, T), the weight of each position in the first sum.
@@ -117,9 +117,8 @@ def weighted_losses(
 
     @ops.custom_gradient
     def fused(hidden: Any, kernel: Any, bias: Any) -> Any:
-        width, tokens = kernel.shape
-        # One copy serves both products: TensorFlow multiplies by a transposed matrix in place.
-        whole = ops.transpose(_with_bias(ops.cast(kernel, hidden.dtype), bias))  # (V, C + 1)
+        tokens, width = kernel.shape
+        whole = _with_bias(ops.cast(kernel, hidden.dtype), bias)  # (V, C + 1)
         hiddens, answers, shares = (
             _blocks(x, tokens, sequences, hidden.dtype) for x in (hidden, targets, weights)
         )
@@ -133,13 +132,13 @@ def weighted_losses(
 
         def counted(d_whole: Any, number: Any) -> tuple[Any, tuple[Any, Any]]:
             piece, target, share = hiddens[:, number], answers[:, number], shares[:, number]
-            probabilities = _softmax(_logits(piece, ops.transpose(whole)))  # (B, t, V)
+            probabilities = _softmax(_logits(piece, whole))  # (B, t, V)
             probability = _float32(_of_each(probabilities, target))
             flat = ops.reshape(ops.cast(probabilities, hidden.dtype), (-1, tokens))
             mean = ops.reshape(ops.matmul(flat, whole), (*ops.shape(target), width + 1))
             d_piece = _float32(mean) - _float32(ops.take(whole, target, axis=0))
-            rows = ops.cast(_weighted(piece, share), hidden.dtype)
-            products = ops.matmul(ops.transpose(ops.reshape(rows, (-1, width + 1))), flat)
+            rows = ops.reshape(_weighted(piece, share), (-1, width + 1))
+            products = ops.matmul(ops.transpose(flat), ops.cast(rows, hidden.dtype))
             found = d_piece[..., :width] * share[..., None], probability
             return d_whole + _float32(products), found
 
@@ -148,9 +147,9 @@ def weighted_losses(
         rows = ops.reshape(_weighted(hidden, weights), (-1, width + 1))
         d_rows = -ops.segment_sum(rows, ops.reshape(targets, (-1,)), tokens)  # (V, C + 1)
         dtypes = ("float32", "float32")
-        d_whole, found = _scan(of_block, ops.transpose(d_rows), answers.shape[1], dtypes)
+        d_whole, found = _scan(of_block, d_rows, answers.shape[1], dtypes)
         d_hidden, chosen = (_joined(blocks, targets) for blocks in found)
-        d_kernel, d_bias = d_whole[:width], d_whole[width]
+        d_kernel, d_bias = d_whole[:, :width], d_whole[:, width]
         losses = ops.cond(
             ops.min(chosen) > LEAST_PROBABILITY,
             lambda: -ops.log(chosen),
@@ -234,18 +233,20 @@ def _with_ones(x: Any) -> Any:
 
 
 def _with_bias(kernel: Any, bias: Any) -> Any:
-    """Appends the bias to the kernel as one more row, whose input is always 1: (C + 1, V).
+    """Appends the bias to the kernel as one more column, whose input is always 1: (V, C + 1).
 
-    This saves a pass over the logits. It also saves memory: oneDNN packs twice as much of 256 rows
-    as of 257, and the packed copy stays in the heap of each thread (benchmarks/README.md).
+    This saves a pass over the logits. It also saves memory: oneDNN packs twice as much of 256
+    columns as of 257, and the packed copy stays in the heap of each thread (benchmarks/README.md).
     """
-    return ops.concatenate([kernel, ops.cast(bias, kernel.dtype)[None]])
+    return ops.concatenate([kernel, ops.cast(bias, kernel.dtype)[:, None]], axis=1)
 
 
 def _logits(hidden: Any, whole: Any) -> Any:
     """Returns logits (B, t, V) for hidden states (B, t, C) and `_with_bias`'s matrix."""
-    flat = ops.reshape(_with_ones(hidden), (-1, whole.shape[0]))
-    return ops.reshape(ops.matmul(flat, whole), (-1, hidden.shape[1], whole.shape[1]))
+    tokens, width = whole.shape
+    # TensorFlow multiplies by a transposed matrix in place.
+    found = ops.matmul(ops.reshape(_with_ones(hidden), (-1, width)), ops.transpose(whole))
+    return ops.reshape(found, (-1, hidden.shape[1], tokens))
 
 
 def _softmax(logits: Any) -> Any:

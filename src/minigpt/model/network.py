@@ -58,9 +58,11 @@ class MiniGPT(keras.Model):
             for number in range(config.num_blocks)
         ]
         columns = self.frequent + bool(rare)
-        if not config.tied_embeddings:
-            shape = width, columns
-            self.head_kernel = self.add_weight(shape, "glorot_uniform", name="head_kernel")
+        # Without the columns that are embeddings: the tail's, if it has one.
+        own = columns - self.frequent if config.tied_embeddings else columns
+        self.head_kernel = None
+        if own:
+            self.head_kernel = self.add_weight((width, own), "glorot_uniform", name="head_kernel")
         self.head_bias = self.add_weight((columns,), "zeros", name="head_bias")
         self.tail_embedding = None
         if rare:
@@ -72,21 +74,27 @@ class MiniGPT(keras.Model):
             new = functools.partial(self.add_weight, initializer="glorot_uniform")
             self.tail_widen = new((narrow, width), name="tail_widen")
             self.tail_narrow = new((width, narrow), name="tail_narrow")
-            self.tail_kernel = new((narrow, rare), name="tail_kernel")
+            if not config.tied_embeddings:
+                self.tail_kernel = new((narrow, rare), name="tail_kernel")
             self.tail_bias = self.add_weight((rare,), "zeros", name="tail_bias")
         self.built = True
 
     @property
     def head(self) -> Head:
-        """The projection to tokens."""
-        if self.config.tied_embeddings:  # Press and Wolf, 2017
-            kernel = ops.transpose(self.token_embedding.embeddings)
-        else:
-            kernel = ops.convert_to_tensor(self.head_kernel)
+        """The projection to tokens.
+
+        Its weights of a token may be the token's embedding (Press and Wolf, 2017,
+        https://arxiv.org/abs/1608.05859), in the tail too (Baevski and Auli, 2019).
+        """
+        tied = self.config.tied_embeddings
+        kernels = [self.token_embedding.embeddings] if tied else []
+        if self.head_kernel is not None:
+            kernels.append(ops.transpose(self.head_kernel))
+        kernel = ops.concatenate(kernels)
         tail = None
         if self.tail_embedding:
-            weights = self.tail_narrow, self.tail_kernel, self.tail_bias
-            tail = Tail(*map(ops.convert_to_tensor, weights))
+            rare = self.tail_embedding.embeddings if tied else ops.transpose(self.tail_kernel)
+            tail = Tail(*map(ops.convert_to_tensor, (self.tail_narrow, rare, self.tail_bias)))
         return Head(kernel, ops.convert_to_tensor(self.head_bias), tail)
 
     def prepared(self) -> dict[str, Any]:
