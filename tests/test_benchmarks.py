@@ -136,11 +136,11 @@ def test_the_speedrun_scores_models_in_training(
     from benchmarks import measure, speedrun
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(speedrun, "TOKENS", 30_000)
+    monkeypatch.setattr(speedrun, "ALL", 40_000)
     small = ["groups.train=fast", "vocabulary.max_tokens=300", "train.warmup_steps=1"]
     small += ["model.embed_dim=16", "model.key_dim=8", "model.feed_forward_dim=16"]
     options = measure.Options(measure.SAMPLE, tmp_path)
-    first, second = speedrun.scores(small, options, parts=2)
+    first, second = speedrun.scores(small, 30_000, options, parts=2)
     assert first.steps < second.steps and first.processor_s < second.processor_s
     assert first.bits_per_byte > second.bits_per_byte > 1
 
