@@ -32,9 +32,9 @@ corpus:
 vocabulary: {style: published, max_tokens: 19999, min_count: 1, sample_bytes: 10000000}
 sequences: {policy: head, length: 80, validation_fraction: 0.0, shards: 8}
 model:
-  {vocabulary_size: 20000, context_length: 80, positions: learned, embed_dim: 256, num_blocks: 1,
-   num_heads: 2, key_dim: 256, kernels: heads, feed_forward_dim: 256, dropout: 0.1,
-   tied_embeddings: false, cutoff: 0, tail_dim: 128, dtype_policy: float32}
+  {vocabulary_size: 20000, context_length: 80, positions: learned, token_shift: false,
+   embed_dim: 256, num_blocks: 1, num_heads: 2, key_dim: 256, kernels: heads, feed_forward_dim: 256,
+   dropout: 0.1, tied_embeddings: false, cutoff: 0, tail_dim: 128, dtype_policy: float32}
 train:
   {epochs: 25, batch_size: 128, loss: padded, optimizer: adam, learning_rate: 0.001,
    matrix_rate: 0.01, warmup_steps: 0, decay: constant, weight_decay: 0.0, clip_norm: 0.0,

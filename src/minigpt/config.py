@@ -215,6 +215,8 @@ class ModelConfig(Section):
     """Tokens that a position sees, itself included."""
     positions: Literal["learned", "rotary"] = "learned"
     """Learned: a text ends at the context; rotary: the context is a window that slides."""
+    token_shift: bool = False
+    """Whether the embedding of the token before, times learned factors, is added to a token's."""
     embed_dim: Width
     """Width of a token's embedding."""
     num_blocks: int = Field(ge=1, le=1_000)

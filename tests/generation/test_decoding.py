@@ -24,7 +24,7 @@ LENGTHS = (1, 3, CONTEXT - 1, CONTEXT + 5, 7)
 
 @pytest.fixture(scope="module")
 def generator(make_network: Any) -> Generator:
-    return Generator(make_network(num_blocks=1, positions="rotary"), WORDS)
+    return Generator(make_network(num_blocks=1, positions="rotary", token_shift=True), WORDS)
 
 
 @pytest.fixture(scope="module")

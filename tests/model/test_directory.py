@@ -77,7 +77,7 @@ def refused(path: Path, says: str = "", kind: type[InputError] = InputError) -> 
 @pytest.mark.parametrize(
     ("dtype", "changes"),
     [
-        ("float32", {"positions": "rotary", "kernels": "matrices"}),
+        ("float32", {"positions": "rotary", "kernels": "matrices", "token_shift": True}),
         ("mixed_bfloat16", {"tied_embeddings": True}),
         # A tail with few weights: far fewer than as many rows of the whole width.
         ("float32", {"vocabulary_size": 1_000, "cutoff": 10, "tail_dim": 1}),

@@ -201,6 +201,30 @@ def test_a_window_that_slides_is_read_like_the_window_alone(make_network: Any, l
     assert np.abs(whole[5:] - logits(network, swapped)[:, -1]).max() > 0.1
 
 
+@pytest.mark.backend
+def test_a_token_is_read_with_a_share_of_the_one_before(make_network: Any) -> None:
+    network, tokens = make_network(token_shift=True, positions="rotary"), ids(3, 7)
+    table, shares = map(array, (network.token_embedding.embeddings, network.shift))
+    expected = table[tokens]
+    expected[:, 1:] += table[tokens][:, :-1] * shares
+    np.testing.assert_allclose(array(network.embed(tokens, np.arange(7))), expected, atol=1e-6)
+    for position in (0, 1, 6):
+        token, here = tokens[:, [position]], np.full((3, 1), position, "int32")
+        found = array(network.embed(token, here, tokens))
+        np.testing.assert_allclose(found, expected[:, [position]], atol=1e-6)
+
+
+def test_a_new_token_shift_changes_nothing() -> None:
+    tokens = ids(1, 7)
+    settings = {"vocabulary_size": 60, "embed_dim": 16}
+    keras.utils.set_random_seed(1)
+    without = MiniGPT(PUBLISHED.model_copy(update=settings))
+    keras.utils.set_random_seed(1)
+    shifted = MiniGPT(PUBLISHED.model_copy(update={**settings, "token_shift": True}))
+    assert shifted.count_params() == without.count_params() + 16
+    np.testing.assert_array_equal(array(shifted(tokens)), array(without(tokens)))
+
+
 def test_learned_positions_end_at_the_context(causal: MiniGPT) -> None:
     with pytest.raises(ValueError, match="21 tokens"):
         causal(ids(1, 21))
@@ -208,6 +232,13 @@ def test_learned_positions_end_at_the_context(causal: MiniGPT) -> None:
 
 CACHED = {
     "one block": (3, {"num_blocks": 1, "context_length": 6, "positions": "rotary"}),
+    "token shift": (
+        3,
+        {
+            **{"num_blocks": 1, "context_length": 6, "positions": "rotary"},
+            **{"token_shift": True, "cutoff": 20, "tail_dim": 6},
+        },
+    ),
     "deep": (
         3,
         {"num_blocks": 4, "context_length": 6, "positions": "rotary", "kernels": "matrices"},
@@ -225,7 +256,7 @@ CACHED = {
         *("one block", "one text", "all in the context"),
         *(
             pytest.param(kind, marks=pytest.mark.backend)
-            for kind in ("deep", "learned", "bfloat16")
+            for kind in ("token shift", "deep", "learned", "bfloat16")
         ),
     ],
 )
@@ -247,7 +278,9 @@ def test_cached_steps_equal_a_whole_pass(make_network: Any, compiled: Any, kind:
         found, expected = [array(hidden)[rows, lengths - 1]], [whole[rows, lengths - 1]]
         cache = arranged(kept, lengths)
         for positions in lengths + np.arange(steps, dtype="int32")[:, None]:
-            hidden, cache = step(tokens[rows, positions][:, None], cache, positions, matrices)
+            token = tokens[rows, positions][:, None]
+            text = np.where(np.arange(prompt + steps) < positions[:, None], tokens, 33)
+            hidden, cache = step(token, cache, positions, text, matrices)
             found.append(array(hidden)[:, 0])
             expected.append(whole[rows, positions])
         atol = 0.1 if kind == "bfloat16" else 1e-5

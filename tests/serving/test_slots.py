@@ -33,7 +33,7 @@ LENGTHS = (1, 3, 25, 20, 7)  # the context has 20
 
 @pytest.fixture(scope="module")
 def network(make_network: Any) -> Any:
-    return make_network(num_blocks=1, positions="rotary")
+    return make_network(num_blocks=1, positions="rotary", token_shift=True)
 
 
 @pytest.fixture(scope="module")

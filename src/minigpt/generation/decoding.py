@@ -86,7 +86,7 @@ class DecodingLoop:
             positions = given["lengths"] + step - 1
             if config.positions == "learned":  # a text that is at its end waits for the others
                 positions = ops.minimum(positions, config.context_length - 1)
-            hidden, cache = self.network.read(token[:, None], cache, positions, matrices)
+            hidden, cache = self.network.read(token[:, None], cache, positions, text, matrices)
             token, text = self._write(hidden[:, 0], text, step, head, given)
             ended = ops.logical_or(ended, ops.equal(token, self.separator))
             return step + 1, token, text, ended, cache

@@ -8,7 +8,7 @@ serves training, prefill and cached decoding.
 A sequence begins in column 0 and is filled up on the right, which changes nothing before. With
 rotary positions it may be longer than the context: a position then sees itself and the
 context_length - 1 positions before it (sliding window attention, Beltagy et al., 2020,
-https://arxiv.org/abs/2004.05150).
+https://arxiv.org/abs/2004.05150), and with a token shift what stood before the first of them.
 
 Shapes: B sequences, T positions to read, K positions to attend to, H heads, D width of a head,
 C width of a token, V tokens.
@@ -53,6 +53,8 @@ class MiniGPT(keras.Model):
                 config.context_length, **table, name="position_embedding"
             )
             self.position_embedding.build()
+        if config.token_shift:
+            self.shift = self.add_weight((width,), "zeros", name="token_shift")
         self.blocks = [
             Block(config, dtype=policy, name=f"block_{number}")
             for number in range(config.num_blocks)
@@ -124,6 +126,7 @@ class MiniGPT(keras.Model):
         tokens: Any,
         cache: list[Cache] | None = None,
         positions: Any = None,
+        text: Any = None,
         matrices: list[dict[str, Any]] | None = None,
         training: bool | None = None,
     ) -> tuple[Any, list[Cache]]:
@@ -134,6 +137,8 @@ class MiniGPT(keras.Model):
             cache: The keys and values of each block, a ring (see `ring`) with room for this token;
                 None: the sequences begin here.
             positions: int32 (B,), the position of each token; only with a cache.
+            text: int32 (B, N), the tokens of each sequence by position; only with a cache, and only
+                the tokens before this one are read.
             matrices: What each `Block.matrices` returned; None: made of the current weights.
             training: Whether dropout is on.
 
@@ -156,7 +161,8 @@ class MiniGPT(keras.Model):
             room = cache[0][0].shape[2]
             mask = ops.arange(room, dtype="int32") <= positions[:, None, None, None]  # (B, 1, 1, K)
             columns, positions = positions % room, positions[:, None]  # (B,), (B, 1)
-        x = ops.reshape(self.embed(tokens, positions), (-1, self.config.embed_dim))  # (B * T, C)
+        x = self.embed(tokens, positions, text)
+        x = ops.reshape(x, (-1, self.config.embed_dim))  # (B * T, C)
         rotary, read = self.rotary(positions), []
         for number, block in enumerate(self.blocks):
             given = {"cache": cache and cache[number], "matrices": matrices and matrices[number]}
@@ -164,25 +170,49 @@ class MiniGPT(keras.Model):
             read.append(kept)
         return ops.reshape(x, (-1, length, self.config.embed_dim)), read
 
-    def embed(self, tokens: Any, positions: Any) -> Any:
+    def embed(self, tokens: Any, positions: Any, text: Any = None) -> Any:
         """Returns the embeddings of tokens, plus those of their positions if they are learned.
 
-        Those of the tail are narrow ones, widened (Baevski and Auli, 2019,
-        https://arxiv.org/abs/1809.10853).
+        With a token shift (Peng et al., 2023, https://arxiv.org/abs/2305.13048) the embedding of
+        the token before is added too, each channel times a factor that is learned. A block then
+        finds what followed when a token occurred before, for which it takes two blocks without
+        (Olsson et al., 2022, https://arxiv.org/abs/2209.11895).
+
+        Args:
+            tokens: int32 (B, T).
+            positions: int32 (T,); with `text` (B, 1).
+            text: int32 (B, N), the tokens by position; None: they are `tokens`.
+
+        Returns:
+            (B, T, C), in the dtype of the products.
         """
-        if self.tail_embedding is None:
-            x = self.token_embedding(tokens)
-        else:
-            x = self.token_embedding(ops.minimum(tokens, self.frequent - 1))
-            rare = self.tail_embedding(ops.maximum(tokens - self.frequent, 0))
-            matrix = ops.cast(self.tail_widen, self.compute_dtype)
-            rare = ops.matmul(ops.cast(rare, self.compute_dtype), matrix)
-            x = ops.where(tokens[..., None] >= self.frequent, ops.cast(rare, x.dtype), x)
+        x = self._looked_up(tokens)
+        if self.config.token_shift:
+            if text is None:
+                before = ops.pad(x[:, :-1], ((0, 0), (1, 0), (0, 0)))
+            else:
+                before = ops.take_along_axis(text, ops.maximum(positions - 1, 0), axis=1)
+                before = ops.where(positions[..., None] > 0, self._looked_up(before), 0.0)
+            x = x + before * self.shift
         if self.config.positions == "learned":
             if tokens.shape[1] > self.config.context_length:
                 raise ValueError(f"{tokens.shape[1]} tokens, with positions for fewer")
             x = x + self.position_embedding(positions)
         return ops.cast(x, self.compute_dtype)
+
+    def _looked_up(self, tokens: Any) -> Any:
+        """Returns the embeddings of tokens, float32 (B, T, C), for int32 (B, T).
+
+        Those of the tail are narrow ones, widened (Baevski and Auli, 2019,
+        https://arxiv.org/abs/1809.10853).
+        """
+        if self.tail_embedding is None:
+            return self.token_embedding(tokens)
+        x = self.token_embedding(ops.minimum(tokens, self.frequent - 1))
+        rare = self.tail_embedding(ops.maximum(tokens - self.frequent, 0))
+        matrix = ops.cast(self.tail_widen, self.compute_dtype)
+        rare = ops.matmul(ops.cast(rare, self.compute_dtype), matrix)
+        return ops.where(tokens[..., None] >= self.frequent, ops.cast(rare, x.dtype), x)
 
     def rotary(self, positions: Any) -> Rotary | None:
         """Returns by which angles `rotate` turns the pairs of a head's components.

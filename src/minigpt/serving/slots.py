@@ -254,7 +254,7 @@ class Slots:
             if learned:  # of a slot whose text has filled them
                 positions = ops.minimum(positions, self.context - 1)
             hidden, cache = self.network.read(
-                state["token"][:, None], state["cache"], positions, weights["matrices"]
+                state["token"][:, None], state["cache"], positions, text, weights["matrices"]
             )
             scores = logits(hidden[:, 0], weights["head"])  # (S, V)
             choosable = ops.cond(
