@@ -57,6 +57,13 @@ def test_the_disk_is_full(project: Path, monkeypatch: Any) -> None:
     assert list(environment.missing()) == [], "a finished environment is replaced"
 
 
+def test_a_linked_environment_is_not_emptied(project: Path) -> None:
+    (project / "shared").mkdir()
+    (project / ".venv").symlink_to("shared")
+    (problem,) = environment.missing()
+    assert f"is a link to {project / 'shared'}" in problem and "remove the link" in problem
+
+
 @pytest.mark.parametrize("letter", [*"#?%é漢{}", "\t"])
 def test_dvc_refuses_the_path(project: Path, monkeypatch: Any, letter: str) -> None:
     moved = project.rename(project.with_name(f"a{letter}b"))

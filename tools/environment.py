@@ -75,6 +75,8 @@ def missing() -> Iterator[str]:
                 f"no commit of this project ({reason}): DVC runs experiments from commits; "
                 "use a clone, or git init && git add . && git commit -m start"
             )
+    if VENV.is_symlink():
+        yield f"{VENV} is a link to {VENV.resolve()}, which would be emptied: remove the link"
     if not importlib.util.find_spec("ensurepip"):
         yield f"{sys.executable} can't make environments: install python3-venv"
     free = shutil.disk_usage(PROJECT).free
