@@ -8,7 +8,7 @@ serves training, prefill and cached decoding.
 A sequence begins in column 0 and is filled up on the right, which changes nothing before. With
 rotary positions it may be longer than the context: a position then sees itself and the
 context_length - 1 positions before it (sliding window attention, Beltagy et al., 2020,
-https://arxiv.org/abs/2004.05150), and with a token shift what stood before the first of them.
+https://arxiv.org/abs/2004.05150), and with a token shift the token before these.
 
 Shapes: B sequences, T positions to read, K positions to attend to, H heads, D width of a head,
 C width of a token, V tokens.
@@ -174,9 +174,9 @@ class MiniGPT(keras.Model):
         """Returns the embeddings of tokens, plus those of their positions if they are learned.
 
         With a token shift (Peng et al., 2023, https://arxiv.org/abs/2305.13048) the embedding of
-        the token before is added too, each channel times a factor that is learned. A block then
-        finds what followed when a token occurred before, for which it takes two blocks without
-        (Olsson et al., 2022, https://arxiv.org/abs/2209.11895).
+        the token before is added too, each channel times a factor that is learned. One block then
+        finds what followed an earlier occurrence of a token, which otherwise takes two (Olsson et
+        al., 2022, https://arxiv.org/abs/2209.11895).
 
         Args:
             tokens: int32 (B, T).
