@@ -20,6 +20,7 @@ from training_data import (
     state,
 )
 
+from minigpt.common import progress
 from minigpt.common.errors import InputError
 from minigpt.training import fit, optimizers
 from minigpt.training.checkpoints import Checkpoints, Epoch, best_epoch
@@ -167,7 +168,12 @@ class DroppedSignal(Signal):
 
 
 @pytest.mark.backend
-def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_path: Path) -> None:
+def test_training_goes_on_as_if_nothing_had_happened(
+    trainer: LossModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     initial = state(trainer)
     calm = Checkpoints(tmp_path / "undisturbed", "a", True)
     undisturbed = run(trainer, calm)
@@ -201,6 +207,8 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
     # which asks for a checkpoint. Each process begins with other weights, at another step.
     folder, signal = tmp_path / "stopped", Signal(STEPS - 4 + 3)
     train_ids = set()
+    monkeypatch.setattr(progress, "LOG_EVERY_S", 0)
+    caplog.set_level("INFO")
 
     def data(epoch: int, skip: int) -> Any:
         asked.append((epoch, skip))
@@ -221,6 +229,10 @@ def test_training_goes_on_as_if_nothing_had_happened(trainer: LossModel, tmp_pat
     going_on, done = another()
     assert asked == [(0, 0), (1, 0), (1, 4), (2, 0), (2, 3), (3, 0)]
     assert len(train_ids) == 1
+    lines = [message for message in caplog.messages if message.startswith("epoch 2, step")]
+    assert [line.split(":")[0] for line in lines] == [
+        f"epoch 2, step {step} of {STEPS}" for step in (1, 2, 3, 4, 5, *range(5, STEPS + 1))
+    ]
     assert [epoch.row for epoch in done] == rows
     assert going_on.logged == calm.logged
     for found, value in zip(state(trainer), expected, strict=True):

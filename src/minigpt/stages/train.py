@@ -6,7 +6,6 @@ import logging
 import signal
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +182,6 @@ def work(world: parallel.World, stop: fit.Stop | None = None) -> None:
             on_epoch=on_epoch,
             stop=stop,
             world=world,
-            callbacks=[_Lines(steps)] if world.is_main and not sys.stderr.isatty() else [],
             verbose=1 if world.is_main and sys.stderr.isatty() else 0,
         )
         if world.is_main:
@@ -287,17 +285,3 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 def _md5(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
-
-
-class _Lines(keras.callbacks.Callback):
-    """Logs a line now and then where no terminal shows Keras's progress bar."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.steps = steps
-        self.logged = time.monotonic()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        if time.monotonic() - self.logged >= progress.LOG_EVERY_S:
-            self.logged = time.monotonic()
-            log.info("step %s of %s: loss %.4f", batch + 1, self.steps, (logs or {})["loss"])

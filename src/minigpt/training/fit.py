@@ -1,5 +1,6 @@
 """The training loop: the fused loss as Keras fits it, and epochs that can be resumed."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from minigpt.common import progress
 from minigpt.config import TrainConfig
 from minigpt.data.tokenizer import PADDING, UNKNOWN
 from minigpt.model import head
@@ -21,6 +23,8 @@ from minigpt.training.checkpoints import (
     LoggedStep,
     best_epoch,
 )
+
+log = logging.getLogger(__name__)
 
 EXPLODED = 100.0  # nats per token; a guess among ten million tokens costs 16
 
@@ -136,7 +140,10 @@ class Stop:
 
 
 class _Steps(keras.callbacks.Callback):
-    """Saves checkpoints and logs losses within an epoch, and stops a training that diverges."""
+    """Saves checkpoints and logs losses within an epoch, and stops a training that diverges.
+
+    Without Keras's progress bar, it also writes a line now and then.
+    """
 
     def __init__(
         self,
@@ -148,9 +155,12 @@ class _Steps(keras.callbacks.Callback):
         seed: int,
         stop: Stop,
         world: parallel.World,
+        verbose: int,
     ) -> None:
         super().__init__()
         self.world = world
+        self.lines = world.is_main and not verbose
+        self.written = time.monotonic()
         self.checkpoints, self.epoch, self.steps = checkpoints, epoch, steps
         self.checkpoint_steps, self.log_steps = checkpoint_steps, log_steps
         self.seed, self.stop = seed, stop
@@ -173,12 +183,15 @@ class _Steps(keras.callbacks.Callback):
             raise DivergedError(
                 f"the loss is {loss:g} at step {step} of epoch {self.epoch}: {DIVERGED}"
             )
+        if self.lines and time.monotonic() - self.written >= progress.LOG_EVERY_S:
+            self.written = time.monotonic()
+            log.info("epoch %s, step %s of %s: loss %.4f", self.epoch, step, self.steps, loss)
         is_last, asked = step == self.steps, self.world.any(self.stop.asked)
-        log = is_last or step % self.log_steps == 0
+        keep = is_last or step % self.log_steps == 0
         save = is_last or step % self.checkpoint_steps == 0 or asked
-        if (log or save) and keras.backend.backend() == "jax":
+        if (keep or save) and keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # the variables still have the values of the epoch's begin
-        if log:
+        if keep:
             self._log(step)
         if save:
             self.checkpoints.save(self.model, step=step)
@@ -238,7 +251,7 @@ def fit(
         world: The processes that train together. Each calls this with its own rows of the same
             data, and reaches the same results.
         callbacks: For Keras's `fit`.
-        verbose: For Keras's `fit`.
+        verbose: For Keras's `fit`; 0 also logs a line now and then.
 
     Raises:
         DivergedError: The training has diverged.
@@ -255,7 +268,15 @@ def fit(
         began = time.perf_counter()
         if left:
             within = _Steps(
-                checkpoints, number, steps, checkpoint_steps, log_steps, config.seed, stop, world
+                checkpoints,
+                number,
+                steps,
+                checkpoint_steps,
+                log_steps,
+                config.seed,
+                stop,
+                world,
+                verbose,
             )
             model.fit(
                 batches(number - 1, checkpoints.step),  # already shuffled
