@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.common.progress import Progress
 from minigpt.data import stored
 
 SCHEMA = pa.schema(
@@ -70,7 +71,7 @@ def as_input_error(message: str, *kinds: type[Exception]) -> Iterator[None]:
 def write_reviews(
     batches: Iterable[pa.RecordBatch],
     path: Path,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Writes reviews as Parquet; the same batches give the same bytes.
 
@@ -102,7 +103,7 @@ def write_shards(
     batches: Iterable[pa.RecordBatch],
     path: Path,
     storage: str,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Writes reviews as shards at an address, and a table of the shards.
 
@@ -135,7 +136,7 @@ def write_shards(
     return count
 
 
-def fetch(path: Path, bar: Callable[[str, str], stored.Progress]) -> None:
+def fetch(path: Path, bar: Callable[[str, str], Progress]) -> None:
     """Fetches the shards that this machine lacks, if the table is at an address.
 
     So what reads the table several times is at the address once.

@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -15,6 +14,7 @@ from requests import exceptions
 
 from minigpt.common import files
 from minigpt.common.errors import InputError, missing
+from minigpt.common.progress import Progress
 from minigpt.common.redaction import redact
 
 # Supplies a signed address, which corpus.url must not hold: resolved.yaml is committed.
@@ -36,7 +36,7 @@ def fetch(
     url: str,
     sha256: str,
     directory: Path,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: Progress | None = None,
     *,
     key: str = "corpus.url",
     attempts: int = 5,
@@ -138,7 +138,7 @@ def _download(
     url: str,
     key: str,
     part: Path,
-    progress: Callable[[int, int | None], None] | None,
+    progress: Progress | None,
     timeout_s: float,
     slowest_bytes_per_s: float,
 ) -> str | None:

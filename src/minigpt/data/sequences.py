@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.common.progress import Progress
 from minigpt.data import stored
 from minigpt.data.tokenizer import Tokenizer
 
@@ -112,7 +113,7 @@ def verify(
     tokenizer: Tokenizer | None = None,
     rank: int = 0,
     processes: int = 1,
-    progress: Callable[[], stored.Progress] | None = None,
+    progress: Callable[[], Progress] | None = None,
 ) -> dict[str, Any]:
     """Checks that the shards are those that `shards.write` left, and fetches those at an address.
 

@@ -4,7 +4,7 @@ import itertools
 import math
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,13 @@ import pyarrow as pa
 
 from minigpt.common import files
 from minigpt.common.errors import InputError
+from minigpt.common.progress import Progress
 from minigpt.config import SequencesConfig
 from minigpt.data.cutting import Cutter, Encoded, Shard, Windows, even_parts, shard_name
 from minigpt.data.sequences import FRAME_BYTES, MANIFEST, SPLITS, Ints
 from minigpt.data.tokenizer import Tokenizer
 
 COUNTED = ("reviews", "sequences", "targets", "unknown_targets")
-
-Progress = Callable[[int, int | None], None]
 
 
 def write(

@@ -19,6 +19,7 @@ import fsspec
 
 from minigpt.common import files, locks
 from minigpt.common.errors import InputError
+from minigpt.common.progress import Progress
 from minigpt.common.redaction import redact
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,6 @@ AT_ONCE = 8  # transfers
 LONGEST_WAIT_S = 86_400  # for another process of this machine that fetches the same shards
 
 FETCH_AGAIN = "delete it, and run this again to fetch it"
-
-Progress = Callable[[int, int | None], None]
 
 
 def check(storage: str) -> None:
