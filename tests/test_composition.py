@@ -148,6 +148,7 @@ def test_a_value_beats_a_group_and_a_group_an_experiment(
         "utf-8",
     )
     mine = {"sample.temperature": 0.0, "sample.reviews_per_prompt": 1, "sequences.policy": "head"}
+    mine |= {"sequences.length": 80, "model.context_length": 80}
     mine |= {"train.batch_size": 7, "train.epochs": 9}
     made = compose(tmp_path, {"groups": {"experiment": "mine"}}, conf)
     assert flat(made) == flat(defaults) | mine

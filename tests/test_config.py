@@ -140,7 +140,7 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
     ("changes", "says"),
     [
         ({"model.num_heads": 3}, "model.embed_dim is 256, not divisible by model.num_heads, 3"),
-        ({"model.context_length": 96}, "model.context_length is 96 but sequences.length is 80: "),
+        ({"model.context_length": 96}, "model.context_length is 96 but sequences.length is 256: "),
         ({"model.vocabulary_size": 9}, "model.vocabulary_size is 9, below vocabulary.max_tokens, "),
         (NONE_HELD_OUT | {"train.keep": "last"}, "train.early_stopping is 2 and train.keep is las"),
         (
@@ -153,7 +153,7 @@ def test_any_number_out_of_range_is_named(composed: config.Config) -> None:
         ),
         ({"model.kernels": "heads"}, "train.optimizer is muon but model.kernels is heads: "),
         ({"model.key_dim": 3}, "model.key_dim is 3: rotary positions need an even number"),
-        ({"sample.top_k": 40_000}, "sample.top_k is 40000, above vocabulary.max_tokens, 39999"),
+        ({"sample.top_k": 60_000}, "sample.top_k is 60000, above vocabulary.max_tokens, 59999"),
         ({"vocabulary.max_tokens": 5}, "preview.top_k is 10, above vocabulary.max_tokens, 5"),
         (
             {"vocabulary.style": "bpe", "sequences.policy": "windows"},
@@ -192,7 +192,7 @@ def test_values_that_agree(composed: config.Config) -> None:
     for changes in (
         {"corpus.format": "files", "corpus.sha256": "", "corpus.folders": []},
         {"train.optimizer": "adamw", "train.weight_decay": 0.1},
-        {"model.vocabulary_size": 39_999},
+        {"model.vocabulary_size": 59_999},
         {"engine.workers": 2, "train.backend": "jax"},
         {"engine.kind": "ray", "engine.address": "head-1.lan:6379", "train.backend": "jax"},
         {**NONE_HELD_OUT, "train.early_stopping": 0, "train.keep": "last"},
