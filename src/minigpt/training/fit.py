@@ -187,11 +187,11 @@ class _Steps(keras.callbacks.Callback):
             self.written = time.monotonic()
             log.info("epoch %s, step %s of %s: loss %.4f", self.epoch, step, self.steps, loss)
         is_last, asked = step == self.steps, self.world.any(self.stop.asked)
-        keep = is_last or step % self.log_steps == 0
+        due = is_last or step % self.log_steps == 0
         save = is_last or step % self.checkpoint_steps == 0 or asked
-        if (keep or save) and keras.backend.backend() == "jax":
+        if (due or save) and keras.backend.backend() == "jax":
             self.model.jax_state_sync()  # the variables still have the values of the epoch's begin
-        if keep:
+        if due:
             self._log(step)
         if save:
             self.checkpoints.save(self.model, step=step)
