@@ -130,19 +130,34 @@ def test_prefixes_are_what_the_published_sequences_cover(training: Any) -> None:
 
 
 @pytest.mark.slow
-def test_the_speedrun_scores_models_in_training(
+def test_the_speedrun_trains_until_the_recorded_best(
     training: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from benchmarks import measure, speedrun
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(speedrun, "ALL", 40_000)
-    small = ["groups.train=fast", "vocabulary.max_tokens=300", "train.warmup_steps=1"]
-    small += ["model.embed_dim=16", "model.key_dim=8", "model.feed_forward_dim=16"]
-    options = measure.Options(measure.SAMPLE, tmp_path)
-    first, second = speedrun.scores(small, 30_000, options, parts=2)
-    assert first.steps < second.steps and first.processor_s < second.processor_s
-    assert first.bits_per_byte > second.bits_per_byte > 1
+    monkeypatch.setattr(speedrun, "PART", 30_000)
+    monkeypatch.setattr(speedrun, "RECORD", tmp_path / "record.csv")
+    small = ["vocabulary.max_tokens=300", "model.embed_dim=16", "model.key_dim=8"]
+    small += ["model.feed_forward_dim=16", "train.warmup_steps=1"]
+    monkeypatch.setattr(speedrun, "DEFAULT", ["groups.train=fast", *small])
+    monkeypatch.setattr(speedrun, "PUBLISHED", [*speedrun.PUBLISHED, *small])
+    options = measure.Options(measure.SAMPLE, tmp_path, rounds=2)
+    scores = list(speedrun.scores(speedrun.DEFAULT, 30_000, options, parts=2))
+    assert scores[0].steps < scores[1].steps
+    assert scores[0].bits_per_byte > scores[1].bits_per_byte > 1
+    middle = (scores[0].bits_per_byte + scores[1].bits_per_byte) / 2
+    speedrun.RECORD.write_text(f"bits_per_byte,steps\n9,100\n{middle},200\n9.5,300\n")
+    result = speedrun.speedrun(options)
+    assert len(result.here) == len(result.there) == 2
+    *before, last = result.facts["default"]
+    assert last.bits_per_byte <= middle < min(before).bits_per_byte
+    ours, theirs = result.facts["step_s"][0]
+    assert (result.here[0], result.there[0]) == (ours * last.steps, theirs * 200)
+    speedrun.RECORD.write_text("bits_per_byte,steps\n0.1,100\n")
+    with pytest.raises(measure.NotMeasuredError, match=r"the default ended at .*bits_per_byte"):
+        speedrun.speedrun(options)
 
 
 @pytest.mark.slow
