@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, median
+from benchmarks.measure import ARCHIVE, PROJECT, SHARED, NotMeasuredError, Options, median
 from minigpt.common import backend, files
 
 
@@ -100,9 +100,8 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=ROWS, metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each side")
-    archive = SHARED / "data/aclImdb_v1.tar.gz"
     parser.add_argument(
-        "--archive", type=Path, default=archive, help="the reviews, aclImdb_v1.tar.gz"
+        "--archive", type=Path, default=ARCHIVE, help="the reviews, aclImdb_v1.tar.gz"
     )
     parser.add_argument(
         "--seed", type=Path, default=SHARED / "seed", help="folder of miniature_gpt.md"

@@ -17,6 +17,7 @@ from minigpt.common import backend
 
 PROJECT = Path(__file__).resolve().parents[1]
 SHARED = PROJECT.parent / "shared"
+ARCHIVE = SHARED / "data/aclImdb_v1.tar.gz"  # where `--archive` names no other
 SAMPLE = PROJECT / "data/sample/reviews.tar.gz"
 SCRIPT = "script"  # the name of the published script's side
 

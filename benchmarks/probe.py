@@ -21,7 +21,7 @@ import pyarrow as pa
 import yaml
 
 from benchmarks import data
-from benchmarks.measure import PROJECT, SHARED
+from benchmarks.measure import ARCHIVE, PROJECT
 from minigpt import composition, config
 from minigpt.common import backend, paths
 from minigpt.data import corpus, sequences, tokenizer
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="laid over the defaults")
     parser.add_argument("--tokens", type=int, default=1_100_000, help="about as many to train on")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--archive", type=Path, default=SHARED / "data/aclImdb_v1.tar.gz")
+    parser.add_argument("--archive", type=Path, default=ARCHIVE)
     args = parser.parse_intermixed_args()
     chosen = compose(args.settings)
     folder = prepared(chosen, args.archive, args.tokens)

@@ -21,7 +21,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from benchmarks import probe
-from benchmarks.measure import PROJECT, SHARED, NotMeasuredError, Options, Result
+from benchmarks.measure import ARCHIVE, PROJECT, NotMeasuredError, Options, Result
 from minigpt.common import files, paths
 from minigpt.data import corpus, text, tokenizer
 from minigpt.data.tokenizer import Texts
@@ -52,25 +52,25 @@ class Score(NamedTuple):
 def main() -> None:
     """Trains the published recipe until it gets worse, and writes what it reached."""
     parser = argparse.ArgumentParser("python -m benchmarks.speedrun")
-    parser.add_argument("--archive", type=Path, default=SHARED / "data/aclImdb_v1.tar.gz")
-    options = Options(parser.parse_args().archive, PROJECT)
-    found = _until_worse(scores(PUBLISHED, ALL, options, parts=1))
+    parser.add_argument("--archive", type=Path, default=ARCHIVE)
+    archive = parser.parse_args().archive
+    found = _until_worse(scores(PUBLISHED, ALL, archive, parts=1))
     files.write_csv(RECORD, Score._fields, [score._asdict() for score in found])
 
 
 def speedrun(options: Options) -> Result:
     """Trains the default until it equals the recipe's best, and times steps of both in turn."""
-    rows = files.read_csv(RECORD)
+    archive, rows = options.archive, files.read_csv(RECORD)
     published = [Score(float(row["bits_per_byte"]), int(row["steps"])) for row in rows]
     best = min(published)
     reached = []
-    for score in scores(DEFAULT, PART, options, parts=4):
+    for score in scores(DEFAULT, PART, archive, parts=4):
         reached.append(score)
         if score.bits_per_byte <= best.bits_per_byte:
             break
     else:
         raise NotMeasuredError(f"the default ended at {reached[-1]}, the recipe at {best}")
-    sides = _steps(DEFAULT, PART, options), _steps(PUBLISHED, ALL, options)
+    sides = _steps(DEFAULT, PART, archive), _steps(PUBLISHED, ALL, archive)
     pairs = [[side() for side in sides] for _ in range(options.rounds + 1)][1:]  # after a warm-up
     here = [ours * reached[-1].steps for ours, _ in pairs]
     there = [theirs * best.steps for _, theirs in pairs]
@@ -86,21 +86,21 @@ def _until_worse(found: Iterator[Score]) -> Iterator[Score]:
         least = score.bits_per_byte
 
 
-def scores(settings: list[str], tokens: int, options: Options, parts: int) -> Iterator[Score]:
+def scores(settings: list[str], tokens: int, archive: Path, parts: int) -> Iterator[Score]:
     """Trains a configuration, and scores it several times an epoch.
 
     Args:
         settings: KEY=VALUE, laid over the defaults.
         tokens: About as many to train on.
-        options: Where the reviews are.
+        archive: The reviews.
         parts: Scores in an epoch.
     """
     import keras  # after probe, which chooses the backend
 
     chosen = probe.compose(settings)
-    folder = probe.prepared(chosen, options.archive, tokens)
+    folder = probe.prepared(chosen, archive, tokens)
     fraction = chosen.sequences.validation_fraction
-    everything = probe.prepared(probe.compose(PUBLISHED), options.archive, ALL) / paths.REVIEWS
+    everything = probe.prepared(probe.compose(PUBLISHED), archive, ALL) / paths.REVIEWS
     kept = pa.chunked_array(corpus.texts(everything, fraction, held_out=True), pa.string())
     covered = prefixes(kept)
     words = tokenizer.load(folder / paths.TOKENIZER)
@@ -119,13 +119,13 @@ def scores(settings: list[str], tokens: int, options: Options, parts: int) -> It
                 yield score
 
 
-def _steps(settings: list[str], tokens: int, options: Options) -> Callable[[], float]:
-    """Returns what takes some steps of a new training, see `scores`.
+def _steps(settings: list[str], tokens: int, archive: Path) -> Callable[[], float]:
+    """Returns what takes STEPS steps of a new training and returns the processor seconds of one.
 
-    It returns the processor seconds of a step.
+    The arguments are those of `scores`.
     """
     chosen = probe.compose(settings)
-    trainer, of_epoch, _ = probe.training(chosen, probe.prepared(chosen, options.archive, tokens))
+    trainer, of_epoch, _ = probe.training(chosen, probe.prepared(chosen, archive, tokens))
     batches = list(of_epoch(0).take(STEPS))
 
     def take() -> float:

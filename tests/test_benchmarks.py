@@ -144,7 +144,7 @@ def test_the_speedrun_trains_until_the_recorded_best(
     monkeypatch.setattr(speedrun, "DEFAULT", ["groups.train=fast", *small])
     monkeypatch.setattr(speedrun, "PUBLISHED", [*speedrun.PUBLISHED, *small])
     options = measure.Options(measure.SAMPLE, tmp_path, rounds=2)
-    scores = list(speedrun.scores(speedrun.DEFAULT, 30_000, options, parts=2))
+    scores = list(speedrun.scores(speedrun.DEFAULT, 30_000, measure.SAMPLE, parts=2))
     assert scores[0].steps < scores[1].steps
     assert scores[0].bits_per_byte > scores[1].bits_per_byte > 1
     middle = (scores[0].bits_per_byte + scores[1].bits_per_byte) / 2
